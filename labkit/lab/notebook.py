@@ -1,0 +1,87 @@
+"""What touches Jupyter: parameters as papermill injects them, figures, tables, and quiet libraries."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from labkit.errors import UsageError
+from labkit.profiles import Parameters
+
+INJECTED = "# Parameters"  # how papermill begins the cell it injects
+
+
+def assigned_names(source: str) -> set[str]:
+    """The names that a cell of plain assignments sets."""
+    targets = [t for node in ast.parse(source).body if isinstance(node, ast.Assign) for t in node.targets]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def refuse_unknown_parameters(known: Mapping[str, Any]) -> None:
+    """Raises UsageError if papermill injected a name that the lab does not have (papermill itself only warns)."""
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    history = shell.user_ns.get("In", []) if shell else []
+    for source in history:
+        if source.startswith(INJECTED):
+            unknown = assigned_names(source) - known.keys()
+            if unknown:
+                raise UsageError(
+                    f"this lab has no parameter {', '.join(sorted(unknown))}",
+                    why="a misspelt parameter would be ignored and the lab would run with its default",
+                    fix=f"use one of: {', '.join(sorted(known))}",
+                )
+
+
+def parameters_from(given: Mapping[str, Any]) -> Parameters:
+    """A lab's parameters, checked by name."""
+    names = {f.name for f in fields(Parameters)}
+    if unknown := given.keys() - names:
+        raise UsageError(f"open_lab() knows no {', '.join(sorted(unknown))}", fix=f"use: {', '.join(sorted(names))}")
+    return Parameters(**given)
+
+
+def quiet_libraries() -> None:
+    """Keeps library chatter out of the cells: warnings of theirs that no learner can act on, and loading bars."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for category in (FutureWarning, DeprecationWarning, UserWarning):
+        warnings.filterwarnings(
+            "ignore", category=category, module=r"(torch|transformers|llmcompressor|compressed_tensors)\b.*"
+        )
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def show_figure(drawing: Any, description: str) -> None:
+    """A figure as PNG and its description as text; both are in the saved notebook, with and without a front end."""
+    import io
+
+    from IPython.display import Image, Markdown, display
+
+    png = io.BytesIO()
+    drawing.savefig(png, format="png", dpi=110)
+    display(Image(png.getvalue(), alt=description))
+    display(Markdown(f"*{description}*"))
+
+
+def show_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of named values as a Markdown table; numbers are aligned right and keep the form they were given in."""
+    from IPython.display import Markdown, display
+
+    names = list(rows[0])
+    numeric = {name: all(isinstance(row[name], int | float) for row in rows) for name in names}
+    lines = ["| " + " | ".join(names) + " |", "|" + "|".join("---:" if numeric[n] else ":---" for n in names) + "|"]
+    for row in rows:
+        cells = [
+            f"{row[n]:,.4g}" if isinstance(row[n], float) else f"{row[n]:,}" if numeric[n] else str(row[n])
+            for n in names
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    display(Markdown("\n".join(lines)))

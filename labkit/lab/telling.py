@@ -1,0 +1,94 @@
+"""What a lab says to its learner: checks, exercises, guesses, figures, tables, and its end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit import hardware
+from labkit.errors import CheckFailed, LabError, Unsupported
+from labkit.lab import notebook
+from labkit.lab.binding import BASELINE, Binding
+
+if TYPE_CHECKING:
+    from labkit.checks import Check
+    from labkit.figures import Figure
+
+
+class Telling(Binding):
+    """The half of a `Lab` that talks."""
+
+    def check(self, check: Check) -> None:
+        """Prints a judgement; one that fails stops the lab, unless it is an expectation and this is another model."""
+        if check.kind == "expectation" and not self.embedded:
+            print(f"observed: {check.looked_at}: {check.found}.")
+            return
+        if not check.ok:
+            raise CheckFailed(f"Looked at {check.looked_at}: {check.found}.", fix=check.fix)
+        print(f"✔ Looked at {check.looked_at}: {check.found}.")
+
+    def exercise(self, check: Check | None) -> None:
+        """Prints how an exercise stands: not yet, right, or a hint."""
+        if check is None:
+            print("Not yet: replace the `...` in the cell above with your answer, then run both cells again.")
+        elif check.ok:
+            print(f"✔ {check.found}.")
+        else:
+            raise CheckFailed(f"Not quite: {check.found}.", fix=check.fix)
+
+    def predict(self, about: str, guess: float, question: str) -> None:
+        """Keeps a learner's guess, to stand beside the measurement."""
+        self.guesses[about] = float(guess)
+        self.record("prediction", about, guess, variant=BASELINE, purpose="sweep")
+        print(
+            f"{question}\nYour guess: {guess:g}. Change it in the cell if you think otherwise, and run the cell again."
+        )
+
+    def outcome(self, about: str, measured: float, form: str = "{:.3g}") -> None:
+        """The guess beside what was measured."""
+        guess = self.guesses.get(about)
+        said = "you made no guess" if guess is None else f"you guessed {form.format(guess)}"
+        print(f"{about}: measured {form.format(measured)}; {said}.")
+
+    def show(self, figure: Figure) -> None:
+        """A figure, with its description under it."""
+        notebook.show_figure(figure.drawing, figure.description)
+
+    def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of named values as a table."""
+        notebook.show_table(rows)
+
+    def skip(self, part: str, reason: str) -> None:
+        """Says that this machine can't do a part of the lab; it shows in the report with the reason, not as passed."""
+        print(f"Skipped: {part}. {reason}")
+        if path := os.environ.get("LABKIT_SKIPS_FILE"):
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"part": part, "reason": reason}) + "\n")
+
+    def can(self, scheme: str, part: str) -> bool:
+        """Whether this machine and engine run a scheme; if not, the part is skipped with the matrix's reason."""
+        try:
+            hardware.require(scheme)
+        except Unsupported as error:
+            self.skip(part, str(error))
+            return False
+        return True
+
+    def end(self) -> None:
+        """The end mark: says what this lab still holds. A run counts as passed only if this was reached."""
+        import psutil
+
+        me = psutil.Process()
+        children = [child for child in me.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+        print(
+            f"End of {self.name}. This kernel holds {me.memory_info().rss / 1e6:,.0f} MB; {len(children)} engines run."
+        )
+        print("Stop the kernel (Kernel > Shut Down) to give that back, and your workbench when you leave.")
+        if children:
+            raise LabError(f"{len(children)} processes of this lab still run", fix="restart the kernel; it ends them")
+        token, path = os.environ.get("LABKIT_END_TOKEN"), os.environ.get("LABKIT_END_FILE")
+        if token and path:
+            Path(path).write_text(token, encoding="utf-8")

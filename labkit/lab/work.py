@@ -1,0 +1,179 @@
+"""What a lab does: finds and loads models, quantizes, evaluates, compares; every figure goes into the ledger.
+
+A `Lab` holds no results, only where they are: checkpoints in the workspace, measurements in the ledger. What it hides
+is housekeeping (names, paths, atomic saving, memory, records); recipes, evaluation calls and scripts stand in the
+notebooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit import calibration, checkpoint, divergence, evaluation, hardware, quantize, tiny
+from labkit.compare import Recovery, compare_evaluations
+from labkit.engine import run_script
+from labkit.errors import MissingResult
+from labkit.lab.binding import BASELINE
+from labkit.lab.telling import Telling
+from labkit.profiles import EMBEDDED
+from labkit.tiny import corpus
+from labkit.workspace import publishing, read_manifest
+
+if TYPE_CHECKING:
+    from labkit.calibration import CalibrationSet
+    from labkit.evaluation import Evaluation, Request
+    from labkit.ledger import Measurement
+    from labkit.memory import Released
+    from labkit.quantize import Job
+
+SCRIPT_SECONDS = 1800.0
+
+
+class Lab(Telling):
+    """One notebook's view of its profile and workspace."""
+
+    @cached_property
+    def base(self) -> Path:
+        """The folder of the unquantized model; the embedded one is written on first use, with its planted outliers."""
+        if not self.embedded:
+            return checkpoint.resolve_model(self.model_source, offline=self.offline)
+        final = self.checkpoint(BASELINE)
+        if not final.exists():
+            with publishing(final, base=EMBEDDED, variant=BASELINE, outlier_factor=tiny.OUTLIER_FACTOR) as stage:
+                tiny.materialize(stage)
+        return final
+
+    def checkpoint(self, variant: str) -> Path:
+        """Where a variant of this lab's model lives, whether or not it is there yet."""
+        if variant == BASELINE and not self.embedded:
+            return self.base
+        own = self.model_source == self.profile.model
+        return self.workspace.checkpoint(variant, "" if own else self.model_name)
+
+    def need(self, variant: str, made_by: str) -> Path:
+        """The folder of a variant that another lab made; a clear error if it is not there, or is another model's."""
+        folder = self.base if variant == BASELINE else self.checkpoint(variant)
+        command = f"run it first: labkit run {made_by}"
+        if not folder.exists():
+            raise MissingResult(f"{folder} is not there", why=f"this lab reads what lab {made_by} makes", fix=command)
+        if variant != BASELINE and (base := read_manifest(folder).get("base")) != self.model_name:
+            raise MissingResult(
+                f"{folder} was made from {base}, not from {self.model_name}",
+                why="two models would be compared as if they were one",
+                fix=f"give each profile a workspace of its own (LABKIT_WORKSPACE), then {command}",
+            )
+        return folder
+
+    @property
+    def device(self) -> str:
+        """Where a model of this lab runs inside the notebook: `cuda` if this machine has it, else `cpu`."""
+        return "cuda" if hardware.engine_build() == "cuda" and hardware.this_machine().gpus else "cpu"
+
+    def log(self, what: str) -> Path:
+        """The file that library chatter of one step goes to."""
+        return self.workspace.root / "logs" / self.name / f"{what}.log"
+
+    # --- doing ------------------------------------------------------------------------------------------------------
+
+    def load(self, folder: Path) -> Any:
+        """The model of a checkpoint, loaded strictly, on this lab's device, ready to read."""
+        return checkpoint.load(folder).to(self.device).eval()
+
+    def tokenizer(self) -> Any:
+        return checkpoint.load_tokenizer(self.base)
+
+    def calibration_rows(self, rows: int = 0) -> CalibrationSet:
+        """The profile's calibration set, or `rows` rows of it."""
+        spec = self.profile.calibration
+        return calibration.calibration_set(
+            spec, self.tokenizer(), data=self.parameters.data, rows=rows or spec.rows, seed=self.profile.seed
+        )
+
+    @contextmanager
+    def quantizing(self, variant: str) -> Iterator[Job]:
+        """Measures what a quantize inside the block takes, and records it once the result is saved."""
+        final = self.checkpoint(variant)
+        with quantize.quantizing(
+            final, self.base, base_name=self.model_name, variant=variant, log=self.log(variant)
+        ) as job:
+            yield job
+        for metric, value, unit in (("seconds", job.wall_seconds, "s"), ("peak_bytes", job.peak_bytes, "bytes")):
+            self.record("quantize", metric, value, variant=variant, unit=unit)
+        found = checkpoint.inspect(final)
+        self.record("size", "bytes", found.total_bytes, variant=variant, unit="bytes")
+        print(f"Quantized and saved in {job.wall_seconds:.1f} s to {final} (library messages: {job.log})")
+
+    def evaluate(self, requests: Sequence[Request]) -> list[Evaluation]:
+        """Runs the evaluations in a child process and puts every figure, with its settings, into the ledger."""
+        done = evaluation.evaluate(
+            requests,
+            workspace=self.workspace,
+            engine=self.profile.engine,
+            offline=self.offline,
+            data=self.parameters.data,
+            seed=self.profile.seed,
+            log=self.log("evaluation"),
+        )
+        self.workspace.ledger.append(self._measurement_of(e) for e in done)
+        return done
+
+    def compare(self, baseline: Evaluation, candidate: Evaluation) -> Recovery:
+        """Recovery of a candidate against the baseline on the same rows."""
+        return compare_evaluations(baseline, candidate)
+
+    def held_out_rows(self, rows: int = 16) -> list[list[int]]:
+        """Token rows of the calibration's source that no quantize of this lab has seen."""
+        return self.calibration_rows(self.profile.calibration.rows + rows).input_ids[-rows:]
+
+    def random_rows(self, rows: int) -> CalibrationSet:
+        """Calibration rows of random tokens: the wrong domain, to see what it costs."""
+        return calibration.random_text_set(
+            self.tokenizer(), rows, self.profile.calibration.max_length, self.profile.seed
+        )
+
+    def divergences(self, folders: Iterable[Path], rows: Sequence[Sequence[int]]) -> list[float]:
+        """How far each checkpoint's next-token distributions are from the baseline's, in nats a token."""
+        return divergence.divergences(self.base, list(folders), rows, self.device)
+
+    def run_script(self, script: str, folder: Path, questions: Sequence[str]) -> Any:
+        """Runs a generation script in an engine child; it reads `job` and leaves its result in `answer`."""
+        engine = self.profile.engine
+        job = {
+            "model": str(folder),
+            "questions": list(questions),
+            "max_model_len": engine.max_model_len,
+            "enforce_eager": engine.enforce_eager,
+        }
+        return run_script(
+            script, job, log=self.log("script"), engine=engine, offline=self.offline, deadline_seconds=SCRIPT_SECONDS
+        )
+
+    def questions(self, count: int) -> list[str]:
+        """A few questions to ask: unseen word problems, in the form that the embedded model was trained on."""
+        return [corpus.prompt(problem.question) for problem in corpus.problems("test", count, seed=1)]
+
+    def release(self, model: Any) -> Released:
+        """Gives a model's memory back, even if a variable or an old output still names it."""
+        from labkit import memory
+
+        return memory.release(model)
+
+    def _measurement_of(self, e: Evaluation) -> Measurement:
+        task = e.request.task
+        return self.measurement(
+            task.kind,
+            task.metric,
+            e.value,
+            variant=e.request.variant,
+            task=task.name,
+            backend=e.request.backend,
+            stderr=e.stderr,
+            n=e.n,
+            unit="share" if task.kind == "accuracy" else "perplexity",
+            settings=e.settings,
+            purpose=e.request.purpose,
+        )

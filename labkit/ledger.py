@@ -1,0 +1,148 @@
+"""The ledger: every measurement of a workspace, one JSON object a line, appended and never changed.
+
+Notebooks hand each other files, never state; what compares, draws or publishes results reads only this file. A line is
+written by one `write` to a file opened for appending, under a lock, so that two labs at once tear nothing. A reader
+skips nothing silently: a line that is not a measurement is an error that names its number.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from labkit.errors import DataError, UsageError
+
+Kind = Literal["accuracy", "perplexity", "size", "quantize", "throughput", "latency", "memory", "prediction"]
+Purpose = Literal["headline", "sweep", "trap"]
+
+
+def utc_now() -> str:
+    """The time as the ledger writes it: ISO 8601, UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number, with all that is needed to believe it.
+
+    kind and metric say what was measured, `unit` in what, `n` over how many samples; `stderr`, `ci_low` and `ci_high`
+    are in the unit of `value`. `settings` holds whatever moves the number (template, BOS, few-shot, limit, seed, ...).
+    `purpose` is `headline` for what summaries show, `sweep` for a point of a curve, `trap` for a wrong way shown on
+    purpose.
+    """
+
+    kind: Kind
+    metric: str
+    value: float
+    variant: str
+    model: str
+    task: str = ""
+    backend: str = ""
+    stderr: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    n: int | None = None
+    unit: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    machine: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    purpose: Purpose = "headline"
+    lab: str = ""
+    run: str = ""
+    time: str = field(default_factory=utc_now)
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise UsageError(f"kind is {self.kind!r}", fix=f"use one of {', '.join(get_args(Kind))}")
+        if self.purpose not in get_args(Purpose):
+            raise UsageError(f"purpose is {self.purpose!r}", fix=f"use one of {', '.join(get_args(Purpose))}")
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What makes two lines measurements of the same thing; the newest of them counts."""
+        settings = json.dumps(self.settings, sort_keys=True)
+        return (self.model, self.variant, self.task, self.backend, self.metric, settings, self.purpose)
+
+
+_NAMES = {f.name for f in fields(Measurement)}
+_NEEDED = {"kind", "metric", "value", "variant", "model"}
+
+
+def _parse(line: str, number: int, path: Path) -> Measurement:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise DataError(
+            f"{path}, line {number} is not JSON: {error}",
+            why="a result may be lost, so nothing is read past it",
+            fix=f"look at the line, mend it or delete it: sed -n {number}p {path}",
+        ) from error
+    missing = _NEEDED - record.keys() if isinstance(record, dict) else _NEEDED
+    unknown = record.keys() - _NAMES if isinstance(record, dict) else set()
+    if missing or unknown:
+        raise DataError(
+            f"{path}, line {number} is not a measurement: missing {sorted(missing)}, unknown {sorted(unknown)}",
+            why="it was written by another program or another version of labkit",
+            fix="delete the line, or start a new workspace",
+        )
+    return Measurement(**record)
+
+
+class Ledger:
+    """The measurements of one workspace; a missing file is an empty ledger."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, measurements: Iterable[Measurement]) -> None:
+        """Adds whole lines; on a full disk or a kill, either all of them or none remain."""
+        text = "".join(json.dumps(asdict(m), sort_keys=False, allow_nan=False) + "\n" for m in measurements)
+        if not text:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            end = os.fstat(file.fileno()).st_size
+            data = text.encode()
+            try:
+                if os.write(file.fileno(), data) != len(data):
+                    raise OSError(f"no room for {len(data)} bytes")
+                os.fsync(file.fileno())
+            except OSError as error:
+                os.ftruncate(file.fileno(), end)
+                raise DataError(
+                    f"{self.path}: the measurement could not be written ({error})",
+                    why="earlier lines are untouched, this one is lost",
+                    fix="free some disk space and run the cell again",
+                ) from error
+
+    def read(self) -> list[Measurement]:
+        """All measurements, oldest first."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").split("\n")
+        if lines[-1]:
+            raise DataError(
+                f"{self.path}, line {len(lines)} has no end: a writer was stopped in the middle of it",
+                why="its measurement is not whole",
+                fix="delete that last line, then measure again",
+            )
+        return [_parse(line, number, self.path) for number, line in enumerate(lines[:-1], start=1)]
+
+    def newest(self, **equal: Any) -> list[Measurement]:
+        """The newest line of each measured thing whose fields equal the given ones, in the order first measured."""
+        newest: dict[tuple[str, ...], Measurement] = {}
+        for measurement in self.read():
+            if all(getattr(measurement, name) == wanted for name, wanted in equal.items()):
+                newest[measurement.identity] = measurement
+        return list(newest.values())
+
+    def headlines(self, **equal: Any) -> list[Measurement]:
+        """The newest lines that summaries show."""
+        return self.newest(purpose="headline", **equal)

@@ -1,0 +1,125 @@
+"""`labkit doctor`: this machine, what it can do, whether the environment is the locked one, which labs will run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.ops.lock import LockState, lock_state
+from labkit.ops.notebooks import Lab
+from labkit.ops.outlook import ModelState, Outlook, Resources, model_state, outlooks
+from labkit.ops.text import size, table
+from labkit.profiles import Profile
+
+if TYPE_CHECKING:
+    from labkit.hardware import Capability, Machine
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that the doctor found. `available_bytes` is the memory that is free now; `capabilities` one row a scheme."""
+
+    machine: Machine
+    available_bytes: int
+    disk_free_bytes: int
+    workspace: str
+    engine: str
+    versions: dict[str, str]
+    capabilities: tuple[Capability, ...]
+    lock: LockState
+    profile: str
+    model: ModelState
+    labs: tuple[Outlook, ...]
+
+    @property
+    def all_labs_run(self) -> bool:
+        return all(lab.runs for lab in self.labs)
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        plain = asdict(self)
+        plain["machine"] |= {"label": self.machine.label, "features": sorted(self.machine.features)}
+        plain["lock"] |= {"equal": self.lock.equal}
+        return {**plain, "all_labs_run": self.all_labs_run}
+
+
+def diagnose(labs: Sequence[Lab], profile: Profile, model: str, workspace: Path) -> Diagnosis:
+    """Examines this machine for running `labs` with a profile and a model; starts no engine and loads no weights."""
+    import psutil
+
+    from labkit.hardware import SCHEMES, capability, engine_build, stack_versions, this_machine
+
+    machine, engine = this_machine(), engine_build()
+    lock = lock_state("gpu" if engine in ("cuda", "rocm") else "cpu")
+    state = model_state(model or profile.model, offline=bool(os.environ.get("HF_HUB_OFFLINE")))
+    here = Resources(
+        disk_free_bytes=shutil.disk_usage(_existing(workspace)).free,
+        memory_bytes=machine.memory_bytes,
+        gpu_memory_bytes=max((gpu.memory_bytes for gpu in machine.gpus), default=0),
+        engine=engine,
+    )
+    return Diagnosis(
+        machine=machine,
+        available_bytes=psutil.virtual_memory().available,
+        disk_free_bytes=here.disk_free_bytes,
+        workspace=str(workspace),
+        engine=engine,
+        versions=stack_versions(),
+        capabilities=tuple(capability(scheme) for scheme in SCHEMES),
+        lock=lock,
+        profile=profile.name,
+        model=state,
+        labs=outlooks(labs, profile, state, here, lock.missing),
+    )
+
+
+def render(found: Diagnosis) -> str:
+    """The diagnosis for the terminal."""
+    machine = found.machine
+    gpus = ", ".join(
+        f"{gpu.name} ({_capability(gpu.compute_capability)}{size(gpu.memory_bytes)})" for gpu in machine.gpus
+    )
+    features = ", ".join(sorted(machine.features)) or "no vector extensions"
+    facts = [
+        [
+            "CPU",
+            f"{machine.cpu}, {machine.cores} cores, {features}",
+        ],
+        ["GPU", ", ".join(gpus) or "none"],
+        ["memory", f"{size(machine.memory_bytes)}, {size(found.available_bytes)} of it free now"],
+        ["disk", f"{size(found.disk_free_bytes) or '0 B'} free at {found.workspace}"],
+        ["engine", f"vLLM {found.versions.get('vllm', 'not installed')} ({found.engine})"],
+        ["versions", ", ".join(f"{name} {version}" for name, version in found.versions.items())],
+        ["lock", str(found.lock)],
+    ]
+    rows = [[row.scheme, row.verdict, _because(row)] for row in found.capabilities]
+    labs = [[lab.lab, "yes" if lab.runs else "no", "; ".join(lab.lacks)] for lab in found.labs]
+    width = max(len(name) for name, _ in facts)
+    return "\n".join(
+        [
+            *(f"{name.ljust(width)}  {text}" for name, text in facts),
+            "",
+            table(["scheme", "here", "why"], rows),
+            "",
+            f"profile {found.profile}, model {found.model.name}",
+            table(["lab", "will run", "what is lacking"], labs),
+        ]
+    )
+
+
+def _because(row: Capability) -> str:
+    instead = f" Instead: {row.alternative}" if row.alternative else ""
+    return f"{row.reason}{instead}"
+
+
+def _capability(value: tuple[int, int] | None) -> str:
+    return f"compute capability {value[0]}.{value[1]}, " if value else ""
+
+
+def _existing(path: Path) -> Path:
+    """The path or its nearest parent that is there: a workspace is made when first written to."""
+    return next(folder for folder in [path, *path.parents] if folder.exists())

@@ -1,0 +1,57 @@
+"""The main figures of a run, read from the ledger lines that this run wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from labkit.ledger import Kind, Ledger, Measurement
+from labkit.ops.records import Score
+from labkit.ops.text import number, size
+from labkit.profiles import Profile
+
+TELLING: tuple[Kind, ...] = (
+    "accuracy",
+    "perplexity",
+    "throughput",
+    "latency",
+    "size",
+    "quantize",
+    "memory",
+    "prediction",
+)
+SHOWN = 4  # variants in one line of the table
+
+
+def run_headlines(ledger: Ledger, run: str) -> list[Measurement]:
+    """The newest headline lines of one run; raises DataError when the ledger is damaged."""
+    return ledger.headlines(run=run)
+
+
+def scores(measured: Sequence[Measurement], profile: Profile) -> dict[str, Score]:
+    """Variant to score: the profile's main task where it was measured, else the first accuracy task that was."""
+    accuracies = [m for m in measured if m.kind == "accuracy"]
+    tasks = [m.task for m in accuracies]
+    if not tasks:
+        return {}
+    task = profile.main_task.name if profile.main_task.name in tasks else tasks[0]
+    return {m.variant: Score(m.value, m.stderr, m.n, m.task) for m in accuracies if m.task == task}
+
+
+def lab_figure(measured: Sequence[Measurement], lab: str, profile: Profile) -> str:
+    """One lab's most telling headline in one line: its metric, then the value of each variant."""
+    own = [m for m in measured if m.lab == lab]
+    for kind in TELLING:
+        of_kind = [m for m in own if m.kind == kind]
+        if of_kind:
+            main = [m for m in of_kind if m.task == profile.main_task.name] or of_kind
+            first = main[0]
+            group = [m for m in main if (m.task, m.metric) == (first.task, first.metric)]
+            values = [f"{m.variant} {_value(m)}" for m in group[:SHOWN]] + (["..."] if len(group) > SHOWN else [])
+            return f"{first.metric}: {', '.join(values)}"
+    return ""
+
+
+def _value(m: Measurement) -> str:
+    if m.unit in ("B", "byte", "bytes") or m.metric.endswith("bytes"):
+        return size(m.value) or "0 B"
+    return number(m.value)

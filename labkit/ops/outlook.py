@@ -1,0 +1,123 @@
+"""Which labs will run on this machine, and what each of the others lacks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.ops.notebooks import Lab
+from labkit.ops.runner import blocked_by_machine
+from labkit.profiles import EMBEDDED, Profile
+
+# What a lab takes beside its model: a kernel and an engine with their libraries, and the logs and samples of a run.
+# Measured on labs 00 to 03 of the tiny profile and rounded up.
+LIBRARY_BYTES = 4 * 10**9
+RUN_BYTES = 10**9
+VARIANT_SHARE = 0.6  # bytes of an 8-bit variant against BF16: half, and the embeddings and head that stay
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What this machine has to offer: free disk at the workspace, and memory in all, both in bytes."""
+
+    disk_free_bytes: int
+    memory_bytes: int
+    gpu_memory_bytes: int  # of the largest GPU; 0 without one
+    engine: str  # the installed build: cpu, cuda, rocm, none
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What is known of the profile's model without fetching it: BF16 bytes (0: unknown), and why it can't be had."""
+
+    name: str
+    weight_bytes: int
+    unreachable: str = ""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Whether one lab will run here; `lacks` says what is missing, each with its number."""
+
+    lab: str
+    runs: bool
+    lacks: tuple[str, ...]
+
+
+def model_state(model: str, offline: bool = False) -> ModelState:
+    """Looks for a model's config: embedded, a local folder, the hub's cache, or (unless `offline`) the hub itself."""
+    if model == EMBEDDED:
+        return ModelState(model, 0)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        config = folder / "config.json"
+        if not config.is_file():
+            return ModelState(model, 0, f"the folder {model} has no config.json")
+        return ModelState(model, bf16_bytes(json.loads(config.read_text(encoding="utf-8"))))
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        config = Path(hf_hub_download(model, "config.json", local_files_only=offline, etag_timeout=5))
+    except (HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        return ModelState(
+            model, 0, f"{model} is no local folder, not in the hub's cache, and can't be fetched: {reason}"
+        )
+    return ModelState(model, bf16_bytes(json.loads(config.read_text(encoding="utf-8"))))
+
+
+def bf16_bytes(config: dict[str, Any]) -> int:
+    """Bytes of a model's weights in BF16, from its config."""
+    from labkit.memory import weight_bytes
+
+    return int(weight_bytes(config, "bf16").total)
+
+
+def outlooks(
+    labs: Sequence[Lab], profile: Profile, model: ModelState, here: Resources, missing_packages: Sequence[str]
+) -> tuple[Outlook, ...]:
+    """The outlook of every lab: its own reasons, then those of the labs that it needs."""
+    common = _common_lacks(labs, profile, model, here, missing_packages)
+    found: dict[str, Outlook] = {}
+    for lab in labs:  # in order, and labs need earlier ones only
+        blocked = blocked_by_machine(lab)
+        own = [blocked.reason] if blocked else []
+        needed = [f"needs {name}, which will not run" for name in lab.needs if name in found and not found[name].runs]
+        lacks = (*common, *own, *([] if common else needed))
+        found[lab.name] = Outlook(lab.name, not lacks, lacks)
+    return tuple(found.values())
+
+
+def _common_lacks(
+    labs: Sequence[Lab], profile: Profile, model: ModelState, here: Resources, missing_packages: Sequence[str]
+) -> list[str]:
+    """What stands in the way of every lab."""
+    lacks = []
+    if missing_packages:
+        lacks.append(f"packages of the lock are not installed: {', '.join(missing_packages)}; run `make labs` again")
+    if here.engine == "none":
+        lacks.append("no vLLM is installed; run `make labs` again")
+    if model.unreachable:
+        lacks.append(model.unreachable)
+    variants = len({variant for lab in labs for variant in lab.makes} - {"bf16"})
+    disk = RUN_BYTES + model.weight_bytes * (1 + VARIANT_SHARE * variants)
+    if here.disk_free_bytes < disk:
+        lacks.append(f"free disk at the workspace: {_gb(here.disk_free_bytes)}, needed about {_gb(disk)}")
+    on_gpu = here.gpu_memory_bytes > 0 and here.engine in ("cuda", "rocm")
+    memory = LIBRARY_BYTES + model.weight_bytes + (0 if on_gpu else profile.engine.kv_cache_gib * 2**30)
+    if here.memory_bytes < memory:
+        lacks.append(f"memory: {_gb(here.memory_bytes)}, needed about {_gb(memory)}")
+    usable = here.gpu_memory_bytes * profile.engine.gpu_memory_utilization
+    if on_gpu and usable < model.weight_bytes:
+        lacks.append(
+            f"GPU memory that the engine may use: {_gb(usable)}, the BF16 weights alone: {_gb(model.weight_bytes)}"
+        )
+    return lacks
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"

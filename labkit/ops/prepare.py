@@ -1,0 +1,84 @@
+"""What a run is asked for, and whether it can be: every wrong use is found here, before anything runs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import UsageError
+from labkit.ops.notebooks import Lab, find_labs, find_notebooks, parse_parameters
+from labkit.ops.plan import has_results, select_labs, with_needed
+from labkit.profiles import Parameters, Profile, get_profile
+from labkit.workspace import Workspace, find_workspace
+
+DEFAULT_TIMEOUT_SECONDS = 2 * 3600.0  # for one whole lab: a 7B model's longest lab with room to spare
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `labkit run` was asked for; empty means the environment variable, else the default."""
+
+    labs: tuple[str, ...] = ()
+    profile: str = ""
+    workspace: str = ""
+    output: str = ""
+    jobs: int = 1
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    parameters: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that was found sound: `labs` in order, with those added that they need. Nothing is written yet."""
+
+    labs: tuple[Lab, ...]
+    profile: Profile
+    workspace: Workspace
+    output: Path | None
+    jobs: int
+    timeout_seconds: float
+    parameters: Mapping[str, Any]
+
+
+def prepare(request: Request, notebooks: Path | None = None) -> Prepared:
+    """Checks a request against the labs of a folder; raises UsageError for anything that can't be as asked."""
+    if request.jobs < 1:
+        raise UsageError(f"jobs is {request.jobs}", fix="give the number of labs to run at once, 1 or more")
+    if not request.timeout_seconds > 0:
+        raise UsageError(f"timeout is {request.timeout_seconds}", fix="give the seconds that one lab may take")
+    labs = find_labs(notebooks or find_notebooks())
+    chosen = select_labs(labs, request.labs)
+    pairs = [pair for pair in request.parameters if pair[0] not in ("profile", "workspace")]
+    profile = get_profile(_single("profile", request.profile, request.parameters))
+    workspace = Workspace(find_workspace(_single("workspace", request.workspace, request.parameters)))
+    parse_parameters(labs, pairs)  # a name that no lab knows, or a wrong value, before the plan depends on it
+    given = dict(pairs)
+    model = absolute(given.get("model", "") or os.environ.get("LABKIT_MODEL", ""))
+    plan = with_needed(labs, chosen, lambda lab: has_results(lab, workspace, profile, model))
+    values = parse_parameters(plan, pairs)
+    named = Parameters(**{name: values[name] for name in ("model", "data", "limit") if name in values}).resolved()
+    if named.data and "://" not in named.data and not Path(named.data).expanduser().is_dir():
+        raise UsageError(f"data is {named.data!r}, which is no folder", fix="give the folder that holds the data files")
+    values.update({name: absolute(values[name]) for name in ("model", "data") if values.get(name)})
+    output = Path(request.output).expanduser().absolute() if request.output else None
+    if output and output.exists() and not output.is_dir():
+        raise UsageError(f"the output {output} is not a folder", fix="name a folder, or one that does not exist yet")
+    return Prepared(plan, profile, workspace, output, request.jobs, request.timeout_seconds, values)
+
+
+def _single(name: str, option: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """`--profile X` and `-p profile X` mean the same; raises UsageError when they disagree."""
+    values = {value for value in [option, *(text for key, text in pairs if key == name)] if value}
+    if len(values) > 1:
+        raise UsageError(f"{name} is given twice: {', '.join(sorted(values))}", fix="give it once")
+    return values.pop() if values else ""
+
+
+def absolute(value: str) -> str:
+    """A relative path that exists from here, as one that also means the same in the labs' folder."""
+    path = Path(value).expanduser() if value else Path()
+    return str(path.absolute()) if value and path.exists() and not re.match(r"\w+://", value) else value

@@ -1,0 +1,161 @@
+"""Supervised children: engines, labs and servers run here, and nothing of them outlives what they were started for.
+
+Each child runs under `guard.py`, which kills all its descendants when it ends, when it is told to, or when this process
+dies. Output goes to a log file that errors name. Isolation is the point: when an engine's process ends its memory is
+back, which no `del model` can promise.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from labkit.errors import ProcessFailed
+
+GUARD = Path(__file__).with_name("guard.py")
+
+
+def engine_python() -> str:
+    """The interpreter that runs engines: `LABKIT_ENGINE_PYTHON`, else this one."""
+    return os.environ.get("LABKIT_ENGINE_PYTHON") or sys.executable
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a child ended: `peak_bytes` is the largest sum of resident memory seen over its whole process tree."""
+
+    returncode: int
+    wall_seconds: float
+    peak_bytes: int
+    log: Path
+
+
+class Child:
+    """A running supervised child. Made by `start`; ended by `stop`, its own end, or the death of this process."""
+
+    def __init__(
+        self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ):
+        self.command, self.log = list(command), log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        read_end, self._write_end = os.pipe()
+        with open(log, "ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(GUARD), str(read_end), "--", *self.command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {})},
+                cwd=cwd,
+                pass_fds=[read_end],
+                start_new_session=True,  # Ctrl-C in a terminal reaches us first; we end the child in order
+            )
+        os.close(read_end)
+        self._began = time.monotonic()
+        self.peak_bytes = 0
+
+    @property
+    def pid(self) -> int:
+        """The guard's process id; the command is its child."""
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code (128 + N for signal N), or None while it runs. Also measures memory."""
+        self.peak_bytes = max(self.peak_bytes, tree_bytes(self.pid))
+        return self._process.poll()
+
+    def finished(self) -> Finished:
+        return Finished(self._process.wait(), time.monotonic() - self._began, self.peak_bytes, self.log)
+
+    def stop(self) -> None:
+        """Ends the child and all that it started; returns when none is left."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._write_end >= 0:
+            os.close(self._write_end)
+            self._write_end = -1
+
+
+def tree_bytes(pid: int) -> int:
+    """Resident bytes of a process and all below it; shared pages count once for each process."""
+    total = 0
+    try:
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            try:
+                total += process.memory_info().rss
+            except psutil.Error:
+                continue  # it ended while we looked
+    except psutil.Error:
+        return total
+    return total
+
+
+@contextmanager
+def start(
+    command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Iterator[Child]:
+    """A child for the length of a `with` block."""
+    child = Child(command, log, env, cwd)
+    try:
+        yield child
+    finally:
+        child.stop()
+
+
+def run(
+    command: Sequence[str],
+    log: Path,
+    *,
+    deadline_seconds: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    on_tick: Callable[[], None] | None = None,
+) -> Finished:
+    """Runs a command to its end; its exit code is the caller's to judge.
+
+    Raises ProcessFailed when it outlasts `deadline_seconds` (it is killed then), with the log's last lines. `on_tick`,
+    if given, is called about five times a second (to draw progress).
+    """
+    with start(command, log, env, cwd) as child:
+        deadline = time.monotonic() + deadline_seconds
+        while child.poll() is None:
+            if time.monotonic() > deadline:
+                raise ProcessFailed(
+                    f"{command_line(command)} did not end within {deadline_seconds:.0f} s and was stopped",
+                    why=f"the end of its log:\n{log_tail(log)}",
+                    fix=f"look at {log}; if it was still working, give it more time",
+                )
+            if on_tick:
+                on_tick()
+            time.sleep(0.2 if child.peak_bytes > 2**28 else 0.05)
+        return child.finished()
+
+
+def command_line(command: Sequence[str]) -> str:
+    """A command for a message, shortened to what tells."""
+    text = " ".join(command)
+    return text if len(text) < 200 else text[:197] + "..."
+
+
+def log_tail(log: Path, lines: int = 15) -> str:
+    """The last lines of a log; the end of the file only is read."""
+    if not log.exists():
+        return "(no log)"
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - 16_384))
+        return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
