@@ -1,15 +1,8 @@
 """Calibration rows: from the embedded corpus, a hub data set or a local file, to token ids with a fingerprint.
 
 What a quantizer sees of a model's activations is what these rows make it compute, so how they were chosen is stored
-with the checkpoint. The columns of a data set decide how a row becomes text, in this order:
-
-    messages                                          the model's chat template
-    prompt + completion, question + answer,
-    instruction (+ input) + output                    one user and one assistant turn through the chat template
-    text                                              as it is, with the special tokens that the tokenizer adds
-
-A chat template writes its own BOS, so templated text is tokenized with `add_special_tokens=False`: a doubled BOS moves
-activations more than quantization does (lab 03).
+with the checkpoint. How a row becomes token ids is the business of `rows.py`, how a local file is found that of
+`localdata.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from labkit.errors import DataError, UsageError
 from labkit.localdata import find_data_file, read_rows
+from labkit.rows import Text, columns_of, first_line, text_of, tokens_of, turns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,9 +25,6 @@ if TYPE_CHECKING:
     from labkit.profiles import Calibration
     from labkit.tiny.corpus import Split
 
-Text = str | list[dict[str, Any]]  # plain text, or the messages of a chat
-
-PAIRS = (("prompt", "completion"), ("question", "answer"), ("instruction", "output"))
 STORIES_EVERY = 8  # in the embedded corpus, one row in eight is a story, about as in the model's training
 USE = "calibration rows"
 
@@ -108,7 +99,7 @@ def calibration_set(
     for index in source.order:
         if len(input_ids) == wanted:
             break
-        ids = _tokens(source.read(index), tokenizer, f"row {index + 1} of {source.name}")
+        ids = tokens_of(source.read(index), tokenizer, f"row {index + 1} of {source.name}")
         if ids:
             input_ids.append(ids[: spec.max_length])
         else:
@@ -160,10 +151,10 @@ def _open(spec: Calibration, data: str, rows: int, seed: int) -> _Source:
 
 def _table(name: str, rows: list[dict[str, Any]] | Dataset, seed: int) -> _Source:
     """Rows with named columns."""
-    columns = _columns(list(rows[0]), name)
+    columns = columns_of(list(rows[0]), name)
     order = list(range(len(rows)))
     random.Random(f"{seed}:calibration").shuffle(order)
-    return _Source(name, columns, order, lambda index: _text(rows[index], columns, f"row {index + 1} of {name}"))
+    return _Source(name, columns, order, lambda index: text_of(rows[index], columns, f"row {index + 1} of {name}"))
 
 
 def _tiny(split: str, rows: int, seed: int) -> _Source:
@@ -178,7 +169,7 @@ def _tiny(split: str, rows: int, seed: int) -> _Source:
             texts.append(stories[index // STORIES_EVERY].text)
         else:
             problem = next(problems)
-            texts.append(_turns(corpus.prompt(problem.question), f" {problem.answer}"))
+            texts.append(turns(corpus.prompt(problem.question), f" {problem.answer}"))
     return _Source(f"tiny corpus, split {split}", ("messages", "text"), list(range(rows)), texts.__getitem__)
 
 
@@ -189,89 +180,10 @@ def _hub_rows(source: str, split: str) -> Dataset:
         rows = datasets.load_dataset(source, split=split)
     except Exception as error:  # the hub client raises what its HTTP library, file system or parser does
         raise DataError(
-            f"the data set {source} (split {split}) could not be loaded: {type(error).__name__}: {_first_line(error)}",
+            f"the data set {source} (split {split}) could not be loaded: {type(error).__name__}: {first_line(error)}",
             why="it comes from a hub, which can't be reached from here, or has no such data set",
             fix="give a local folder: data = FOLDER with calibration.jsonl, .parquet or .txt in it",
         ) from error
     if len(rows) == 0:
         raise DataError(f"the data set {source} has no rows in split {split}", fix="choose another split")
     return rows
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:300]
-
-
-# --- how a row becomes tokens -----------------------------------------------------------------------------------------
-
-
-def _columns(names: list[str], source: str) -> tuple[str, ...]:
-    """The columns that a row's text is made of."""
-    choices: list[tuple[str, ...]] = [("messages",), *PAIRS, ("text",)]
-    for columns in choices:
-        if set(columns) <= set(names):
-            return ("instruction", "output", "input") if "instruction" in columns and "input" in names else columns
-    raise DataError(
-        f"{source} has the columns {', '.join(sorted(names)) or '(none)'}, and none of them is text that labkit knows",
-        why="nothing says what the model would read",
-        fix=f"rename columns to one of: {'; '.join(' + '.join(columns) for columns in choices)}",
-    )
-
-
-def _turns(user: str, assistant: str) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-
-
-def _text(row: dict[str, Any], columns: tuple[str, ...], where: str) -> Text:
-    """A row's text or messages; "" if it has no text at all."""
-    if missing := [column for column in columns if column not in row]:
-        raise DataError(f"{where} has no column {missing[0]!r}", why="other rows have it", fix="mend or remove the row")
-    if columns == ("messages",):
-        return _messages(row["messages"], where)
-    texts = [_string(row[column], column, where) for column in columns]
-    if columns == ("text",) or not any(text.strip() for text in texts):
-        return texts[0] if texts[0].strip() else ""
-    user, assistant, *more = texts
-    return _turns("\n\n".join([user, *filter(str.strip, more)]), assistant)
-
-
-def _string(value: Any, column: str, where: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise DataError(f"{where}: column {column!r} holds a {type(value).__name__}, not text", fix="mend the row")
-    return value
-
-
-def _messages(value: Any, where: str) -> Text:
-    messages = [] if value is None else value
-    if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages
-    ):
-        raise DataError(
-            f"{where}: column 'messages' is not a list of objects with role and content",
-            why="the chat template reads those",
-            fix='write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
-        )
-    return messages if any(str(message["content"] or "").strip() for message in messages) else ""
-
-
-def _tokens(text: Text, tokenizer: Any, where: str) -> list[int]:
-    """Token ids of plain text, with special tokens, or of a chat, whose template writes its own."""
-    if isinstance(text, str):
-        return list(tokenizer(text, verbose=False)["input_ids"]) if text else []
-    if not tokenizer.chat_template:
-        raise DataError(
-            f"{where} is a chat, and this model's tokenizer has no chat template",
-            why="nothing says how the turns are written for this model",
-            fix="use the instruct version of the model, or data with a plain `text` column",
-        )
-    try:
-        chat = tokenizer.apply_chat_template(text, tokenize=False)
-    except Exception as error:  # a template is a program of the model's author; it raises what it likes
-        raise DataError(
-            f"the chat template failed on {where}: {type(error).__name__}: {_first_line(error)}",
-            why="the template accepts only some sequences of roles",
-            fix="mend or remove the row",
-        ) from error
-    return list(tokenizer(chat, add_special_tokens=False, verbose=False)["input_ids"])

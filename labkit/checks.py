@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from labkit.checkpoint import Finding
     from labkit.compare import Recovery
 
 MEMORY_SLACK_BYTES = 300_000_000  # what a process may keep of a quantize: caches of libraries, not weights
@@ -109,13 +110,14 @@ def memory_came_back(before_bytes: int, after_bytes: int) -> Check:
     )
 
 
-def server_accepts(problems: Sequence[str]) -> Check:
-    """The linter found nothing that vLLM would refuse. `problems`: its errors, in words."""
+def server_accepts(findings: Sequence[Finding]) -> Check:
+    """The linter found nothing that vLLM would refuse. `findings`: what `checkpoint.lint` returned."""
+    errors = [finding for finding in findings if finding.level == "error"]
     return invariant(
-        not problems,
+        not errors,
         "the checkpoint against what this machine's vLLM accepts",
-        "it will load" if not problems else "; ".join(problems),
-        "the linter's message says which setting of the recipe to change",
+        "it will load" if not errors else "; ".join(error.what for error in errors),
+        errors[0].fix if errors else "",
     )
 
 

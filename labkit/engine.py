@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -88,19 +89,20 @@ def run_script(
 
 
 def _failure(returncode: int, error: Path, log: Path, began: int) -> ProcessFailed:
-    """The error that a failed child deserves: its exception if it could tell, else what its log shows."""
+    """The error that a failed child deserves: its exception if it could tell, and what its log shows."""
     lines = telling_lines(log, began)
     if error.exists():
         told = json.loads(error.read_text(encoding="utf-8"))
         what = f"the engine child failed with {told['type']}: {told['message']}"
+        lines = [line for line in lines if not (told["message"] and told["message"] in line)] + told["where"]
     elif returncode == 137:
         what = "the engine child was killed (signal 9); most often that is the kernel, out of memory"
     else:
         what = f"the engine child ended with exit code {returncode} and no answer"
     return ProcessFailed(
         what,
-        why="what its log tells:\n" + "\n".join(lines) if lines else "its log says nothing of an error",
-        fix=f"the whole log is {log}" + ("" if Path(processes.engine_python()).exists() else _no_python()),
+        why="what it tells:\n" + "\n".join(lines) if lines else "its log says nothing of an error",
+        fix=f"the whole log is {log}" + ("" if shutil.which(processes.engine_python()) else _no_python()),
     )
 
 

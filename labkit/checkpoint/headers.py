@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.checkpoint.load import weight_files
+from labkit.checkpoint.files import weight_files
 from labkit.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit

@@ -1,77 +1,22 @@
 """Loads checkpoints strictly: what a folder lacks, or holds too much, is an error and not a random number.
 
 transformers fills a tensor that a checkpoint lacks with random values and goes on; its loading report says so, and here
-that report decides. Only safetensors are read (a pickle runs code when it is opened), and code that a repository brings
-along is never run.
+that report decides. Only safetensors are read, and no code that a repository brings along is run.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from labkit.checkpoint.files import read_config, refuse_unsafe, weight_files
+from labkit.checkpoint.headers import read_headers
 from labkit.errors import CheckpointError
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 SHOW_BARS_BYTES = 2_000_000_000  # below, loading takes seconds and a bar is noise
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """A checkpoint's config.json; raises CheckpointError if it is missing or not JSON."""
-    path = folder / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder} has no config.json", why="so it is no checkpoint", fix="check the path"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}", fix="make or copy the checkpoint again") from error
-    return config
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that a loader reads: those of the index, else the single one.
-
-    Raises CheckpointError if one is missing, or if only pickles are there.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{index} is damaged: {error}", fix="make or copy the checkpoint again") from error
-        if missing := [name for name in names if not (folder / name).is_file()]:
-            raise CheckpointError(
-                f"{folder} lacks {', '.join(missing)}",
-                why=f"its index lists {len(names)} files; tensors would be filled with random numbers",
-                fix="copy or download the checkpoint again",
-            )
-        return [folder / name for name in names]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    raise CheckpointError(
-        f"{folder} has no safetensors file" + (f", only {', '.join(pickles)}" if pickles else ""),
-        why="a pickle can run any code when it is opened, so it is never loaded" if pickles else "there are no weights",
-        fix="use a checkpoint in safetensors; save_pretrained() writes it",
-    )
-
-
-def refuse_unsafe(folder: Path) -> None:
-    """Raises CheckpointError unless `folder` is a checkpoint with safetensors that needs no code of its own."""
-    config = read_config(folder)
-    if config.get("auto_map"):
-        raise CheckpointError(
-            f"{folder / 'config.json'} asks for code of its own (auto_map: {', '.join(config['auto_map'])})",
-            why="labkit never runs code that a checkpoint brings along",
-            fix="use a model whose architecture transformers has",
-        )
-    weight_files(folder)
 
 
 def load(folder: Path, dtype: str = "auto") -> Any:
@@ -99,23 +44,47 @@ def load(folder: Path, dtype: str = "auto") -> Any:
                 **more,
             )
     except Exception as error:  # a cut file, an unknown architecture, a config that contradicts itself, ...
+        if lost := _scales_without_weights(folder):
+            _judge(folder, {"missing_keys": lost}, [])
         raise CheckpointError(
             f"{folder} can't be loaded: {type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}",
             why="a file is damaged, or this transformers does not know the architecture",
             fix="make or copy the checkpoint again; labkit_manifest.json, where there is one, has each file's SHA-256",
         ) from error
     model, report = loaded
-    _judge(folder, report)
+    _judge(folder, report, _misshapen(model))
     return model.eval()
 
 
-def _judge(folder: Path, report: dict[str, Any]) -> None:
+def _scales_without_weights(folder: Path) -> list[str]:
+    """Weights that are missing beside their scales; transformers dies on these before it reports anything."""
+    names = read_headers(folder).keys()
+    modules = [name.removesuffix(".weight_scale") for name in names if name.endswith(".weight_scale")]
+    return [f"{m}.weight" for m in modules if not {f"{m}.weight", f"{m}.weight_packed"} & names]
+
+
+def _misshapen(model: Any) -> list[str]:
+    """Parameters of another shape than the config asks for; transformers overlooks them in quantized checkpoints."""
+    import copy
+
+    import torch
+    import transformers
+
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):  # shapes without memory
+        wanted = dict(transformers.AutoModelForCausalLM.from_config(config).named_parameters())
+    return [name for name, p in model.named_parameters() if name in wanted and p.shape != wanted[name].shape]
+
+
+def _judge(folder: Path, report: dict[str, Any], misshapen: list[str]) -> None:
     """Raises unless the loading report is clean."""
-    misshapen = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
+    reported = {key[0] if isinstance(key, tuple) else key for key in report.get("mismatched_keys", ())}
     found = {
-        "missing": sorted(report["missing_keys"]),
-        "unexpected": sorted(report["unexpected_keys"]),
-        "of another shape than config.json says": sorted(misshapen),
+        "missing": sorted(report.get("missing_keys", ())),
+        "unexpected": sorted(report.get("unexpected_keys", ())),
+        "of another shape than config.json says": sorted(reported | set(misshapen)),
     }
     complaints = [f"{what}: {_listed(names)}" for what, names in found.items() if names]
     complaints += [str(message) for message in report.get("error_msgs", [])]

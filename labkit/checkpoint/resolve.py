@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from labkit.checkpoint.load import refuse_unsafe
+from labkit.checkpoint.files import refuse_unsafe
 from labkit.errors import CheckpointError, UsageError
 from labkit.profiles import EMBEDDED
 

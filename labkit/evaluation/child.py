@@ -1,10 +1,10 @@
 """What runs in the engine's interpreter: lm-eval on one model after another.
 
 Started by labkit.engine.run_script: standard library, vllm and lm_eval only, no labkit. The job (made in `run.py`) is
-{"requests": [...], "tasks": {name: ...}, "engine": {...}, "seed", "work", "english", "offline", "progress"}; requests
-with equal `engine_key` stand together and share one loaded model. The answer is {"results": [...], "versions": {...}}
-for the first requests: all of them on a CPU, those of one engine on a GPU, where only the end of a process gives the
-memory back.
+{"requests": [...], "tasks": {name: ...}, "engine": {...}, "seed", "work", "scratch", "english", "offline", "progress"};
+requests with equal `engine_key` stand together and share one loaded model. The answer is {"results": [...],
+"versions": {...}} for the first requests: all of them on a CPU, those of one engine on a GPU, where only the end of a
+process gives the memory back.
 """
 
 from __future__ import annotations
@@ -45,9 +45,13 @@ def prepare_sentences(job: dict[str, Any]) -> str:
     return "trained on generated English"
 
 
-def write_task(job: dict[str, Any], request: dict[str, Any], cache: str) -> str:
-    """A task file that includes the definition and says where the rows are; JSON is YAML. Returns its path."""
+def write_task(job: dict[str, Any], request: dict[str, Any]) -> str:
+    """A task file that includes the definition and says where the rows are; JSON is YAML. Returns its path.
+
+    Splits of the definition that have no local file are switched off, or the data set would be asked for them.
+    """
     import lm_eval
+    from lm_eval.tasks._yaml_loader import load_yaml
 
     name, files = request["task"], job["tasks"][request["task"]]
     packaged = Path(lm_eval.__file__).parent / "tasks" / name / f"{name}.yaml"
@@ -59,11 +63,16 @@ def write_task(job: dict[str, Any], request: dict[str, Any], cache: str) -> str:
     config: dict[str, Any] = {"include": str(definition), "task": name, "num_fewshot": request["num_fewshot"]}
     if files["data_files"]:
         config |= {
+            key: None
+            for key, split in load_yaml(definition, resolve_func=False).items()
+            if key.endswith("_split") and split not in files["data_files"]
+        }
+        config |= {
             "dataset_path": "json",
             "dataset_name": None,
-            "dataset_kwargs": {"data_files": files["data_files"], "cache_dir": cache},
+            "dataset_kwargs": {"data_files": files["data_files"], "cache_dir": job["scratch"]},
         }
-    path = Path(cache) / f"{name}-{request['num_fewshot']}.yaml"
+    path = Path(job["scratch"]) / f"{name}-{request['num_fewshot']}.yaml"
     path.write_text(json.dumps(config))
     return str(path)
 
@@ -148,7 +157,7 @@ def sample_row(sample: dict[str, Any], metric: str, kind: str) -> dict[str, Any]
     }
 
 
-def evaluate(lm: Any, job: dict[str, Any], request: dict[str, Any], cache: str) -> dict[str, Any]:
+def evaluate(lm: Any, job: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     """One call of lm-eval, and what labkit keeps of it."""
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -159,7 +168,7 @@ def evaluate(lm: Any, job: dict[str, Any], request: dict[str, Any], cache: str) 
     began, seed, name = time.monotonic(), job["seed"], request["task"]
     found = lm_eval.simple_evaluate(
         model=lm,
-        tasks=[write_task(job, request, cache)],
+        tasks=[write_task(job, request)],
         task_manager=TaskManager(include_defaults=False),
         limit=request["limit"],
         apply_chat_template=request["chat_template"],
@@ -191,20 +200,16 @@ def evaluate(lm: Any, job: dict[str, Any], request: dict[str, Any], cache: str) 
     }
 
 
-def release(lm: Any) -> None:
+def shut_down(lm: Any) -> None:
     """Ends an engine inside this process, as far as that goes (on a CPU it goes far enough for the next one)."""
     if hasattr(lm.model, "llm_engine"):
         lm.model.llm_engine.engine_core.shutdown()
-    lm.model = None
-    gc.collect()
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Runs the job's requests in their order; see the module's docstring for when it stops early."""
     requests, results = job["requests"], []
     sentences = prepare_sentences(job) if any(r["task"] == "ifeval" for r in requests) else ""
-    cache = Path(job["work"]) / f"datasets-{os.getpid()}"
-    cache.mkdir(parents=True, exist_ok=True)
     lm, loaded, alone = None, None, False
     for number, request in enumerate(requests):
         doing = f"{request['variant']}: {request['task']}"
@@ -214,12 +219,14 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             if lm is not None:
                 if alone:
                     break
-                release(lm)
+                shut_down(lm)
+                lm = None  # before the next one is loaded
+                gc.collect()
             lm, loaded = load(job, request), request["engine_key"]
             import torch
 
             alone = torch.cuda.is_available()
-        result = evaluate(lm, job, request, str(cache))
+        result = evaluate(lm, job, request)
         if request["task"] == "ifeval":
             result["settings"]["sentence_splitter"] = sentences
         results.append(result)

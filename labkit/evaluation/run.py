@@ -37,7 +37,7 @@ def evaluate(
 ) -> list[Evaluation]:
     """Scores each request with lm-eval in a supervised child; results come in the order of the requests.
 
-    Requests for one checkpoint that stand together share its engine. On a CPU one child runs all of them, one model
+    Requests for one checkpoint share its engine as far as their settings allow. On a CPU one child runs all of them, one model
     after another; on a GPU each model gets a child of its own. data: a local folder in place of hub data sets.
     deadline_seconds: for each child. Samples go to `results/` of the workspace.
 
@@ -48,7 +48,7 @@ def evaluate(
         return []
     work = workspace.root / "cache" / "evaluation"
     files = {r.task.name: task_files(r.task, work, data=data, rows=r.rows, seed=seed) for r in _widest(requests)}
-    jobs = sorted((_job_request(i, r, engine) for i, r in enumerate(requests)), key=lambda j: str(j["engine_key"]))
+    jobs = _by_engine([_job_request(number, request, engine) for number, request in enumerate(requests)])
     results: list[dict[str, Any]] = []
     versions: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="labkit-evaluation-") as scratch:
@@ -60,6 +60,7 @@ def evaluate(
                 "engine": asdict(engine),
                 "seed": seed,
                 "work": str(work),
+                "scratch": scratch,
                 "english": str(english_text(work)) if "ifeval" in files else "",
                 "offline": offline,
                 "progress": str(progress),
@@ -116,6 +117,12 @@ def _job_request(number: int, request: Request, engine: Engine) -> dict[str, Any
         "double_bos": request.double_bos,
         "max_model_len": min(engine.max_model_len, _positions(request.checkpoint)),
     }
+
+
+def _by_engine(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with requests for one engine together, engines in the order of their first request."""
+    keys = list(dict.fromkeys(job["engine_key"] for job in jobs))
+    return sorted(jobs, key=lambda job: keys.index(job["engine_key"]))
 
 
 def _positions(checkpoint: Path) -> int:

@@ -21,7 +21,7 @@ from labkit.workspace import file_sha256, write_atomically
 
 DEFINITIONS = Path(__file__).parents[1] / "tiny" / "tasks"
 GENERATED = ("tiny_problems", "tiny_stories")
-GENERATED_ROWS = 500  # where a task sets no limit
+GENERATED_ROWS = 500  # at least, and all there are where a task sets no limit; a smaller limit reads the first of them
 FEW_SHOT_ROWS = 200  # what lm-eval draws few-shot examples from
 
 ENGLISH_STORIES = 2000  # what a sentence splitter is trained on
@@ -47,7 +47,7 @@ def task_files(task: Task, folder: Path, *, data: str = "", rows: int | None = N
     scored. Raises DataError when a file is missing, ambiguous or can't be read.
     """
     if task.name in GENERATED:
-        return _generated(task, folder, rows or GENERATED_ROWS, seed)
+        return _generated(task, folder, max(rows or 0, GENERATED_ROWS), seed)
     if not data:
         return TaskFiles("")
     if not task.data_files:

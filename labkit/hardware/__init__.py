@@ -1,15 +1,8 @@
-"""What this machine is (`machine`) and what it can do with each scheme (`capability`)."""
+"""What this machine is (`machine`) and what each scheme meets on it (`table` and `capability`)."""
 
-from labkit.hardware.capability import (
-    HARDWARE,
-    SCHEMES,
-    TABLE,
-    Capability,
-    capability,
-    judge,
-    require,
-)
+from labkit.hardware.capability import Capability, capability, judge, require
 from labkit.hardware.machine import Build, Gpu, Machine, engine_build, stack_versions, this_machine
+from labkit.hardware.table import HARDWARE, SCHEMES, TABLE
 
 __all__ = [
     "HARDWARE",

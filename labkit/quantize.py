@@ -1,0 +1,184 @@
+"""What surrounds a quantize: strict loading, measuring, a log for the chatter, atomic saving, and memory given back.
+
+The recipe and `oneshot(...)` stand in the notebook, where a learner sees them:
+
+    with quantizing(final, base, log=log) as job:
+        model = job.load()
+        oneshot(model=model, recipe=recipe, dataset=rows.dataset(), max_seq_length=256, num_calibration_samples=512)
+        job.save(model, rows)
+    print(job.wall_seconds, job.peak_bytes, job.fallbacks)
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit import checkpoint, hardware, memory
+from labkit.chatter import ChatterLog, to_log
+from labkit.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from labkit.calibration import CalibrationSet
+
+# llmcompressor 0.14, modifiers/gptq/base.py: the warning names at most ten layers, the debug message all of them.
+FALLBACK = re.compile(r"Hessian inversion failed for .*Affected modules: (.+)", re.DOTALL)
+ALL_FALLBACKS = re.compile(r"round-to-nearest due to hessian inversion failure: (.+)", re.DOTALL)
+GPTQ_LAYERS = re.compile(r"Quantizing \d+ module\(s\): \[(.*)\]", re.DOTALL)
+
+
+class Job:
+    """One quantize. Figures are there once `save` is done; `fallbacks` once oneshot has ended.
+
+    wall_seconds: from the begin of the block to the end of the save, loading included. peak_bytes: the largest size of
+    this process in that time, or of the GPU's tensors where one was used. before_bytes, after_bytes: the process (or
+    GPU) before the model was loaded and after it was released.
+    """
+
+    def __init__(self, final: Path, base: Path, base_name: str, variant: str, log: ChatterLog) -> None:
+        self.final, self.base, self.base_name, self.variant = final, base, base_name, variant
+        self.log = log.path
+        self.wall_seconds = 0.0
+        self.peak_bytes = 0
+        self.before_bytes = self.after_bytes = 0
+        self.saved = False
+        self._chatter = log
+        self._models: list[Any] = []
+        self._measuring = ExitStack()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer; it is saved beside the weights."""
+        return checkpoint.load_tokenizer(self.base)
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Layers that GPTQ gave up and rounded to nearest instead, because their Hessian could not be inverted."""
+        return fallbacks_in(self._chatter.messages)
+
+    @property
+    def gptq_layers(self) -> tuple[str, ...]:
+        """Layers that GPTQ worked on; empty if the recipe had no GPTQ."""
+        return gptq_layers_in(self._chatter.messages)
+
+    def load(self) -> Any:
+        """The base model, loaded strictly, on the CPU as llm-compressor wants it (it moves layers to a GPU itself)."""
+        model = checkpoint.load(self.base)
+        self._models.append(model)
+        return model
+
+    def save(self, model: Any, calibration: CalibrationSet | None = None, **facts: Any) -> None:
+        """Saves the quantized model and its tokenizer to `final`, atomically, and stops the clock.
+
+        The manifest gets the base, the variant, the recipe, what calibrated it, GPTQ's fallbacks, the versions of the
+        stack, and `facts`.
+        """
+        from llmcompressor.core import active_session
+
+        if model not in self._models:
+            self._models.append(model)
+        recipe = active_session().lifecycle.recipe
+        checkpoint.save(
+            model,
+            self.tokenizer,
+            self.final,
+            base=self.base_name,
+            variant=self.variant,
+            recipe=recipe.yaml() if recipe else "",
+            calibration=calibration.facts() if calibration else None,
+            gptq_fallbacks=list(self.fallbacks),
+            versions=hardware.stack_versions(),
+            **facts,
+        )
+        self.saved = True
+        self._measuring.close()
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        began = time.perf_counter()
+        with memory.peak() as peak:
+            yield
+        self.wall_seconds = time.perf_counter() - began
+        self.peak_bytes = peak.device_peak_bytes or peak.peak_bytes
+
+    def _begin(self) -> None:
+        self.before_bytes = memory.device_bytes() or memory.process_bytes()
+        self._measuring.enter_context(self._clock())
+
+    def _end(self, release: bool) -> None:
+        """Lets go of the models: llm-compressor's session holds one, and so may the notebook's variables."""
+        from llmcompressor.core import reset_session
+
+        self._measuring.close()
+        reset_session()
+        on_device = memory.device_bytes() > 0
+        for model in self._models if release else []:
+            memory.release(model)
+        self._models.clear()
+        memory.return_free_memory()
+        self.after_bytes = memory.device_bytes() if on_device else memory.process_bytes()
+
+
+@contextmanager
+def quantizing(
+    final: Path,
+    base: Path,
+    *,
+    log: Path,
+    base_name: str = "",
+    variant: str = "",
+    seed: int = 0,
+    release: bool = True,
+) -> Iterator[Job]:
+    """Surrounds one quantize of the checkpoint `base` into the checkpoint `final`; see Job and this module's example.
+
+    log: where the libraries' messages go. base_name and variant: for the manifest, by default the folders' names.
+    seed: for torch, so that llm-compressor's order of rows is the same each time. release: take the model's memory back
+    at the end of the block, though the notebook still names it. Raises UsageError if the block ends without a save: a
+    later step would take an older checkpoint for this one.
+    """
+    import torch
+
+    with to_log(log) as chatter:
+        job = Job(final, base, base_name or checkpoint.short_name(str(base)), variant or final.name, chatter)
+        torch.manual_seed(seed)
+        job._begin()
+        try:
+            yield job
+        finally:
+            job._end(release)
+    if not job.saved:
+        raise UsageError(
+            f"nothing was saved to {final}",
+            why="a later step would find no checkpoint there, or an older one",
+            fix="end the block with job.save(model)",
+        )
+
+
+def fallbacks_in(messages: Sequence[str]) -> tuple[str, ...]:
+    """The layers of which llm-compressor's messages say that GPTQ fell back to round-to-nearest.
+
+    Raises CheckpointError if they say that there were some but the names can't be read.
+    """
+    found: dict[str, None] = {}
+    for message in messages:
+        if named := ALL_FALLBACKS.search(message) or FALLBACK.search(message):
+            found |= dict.fromkeys(re.split(r",\s*(?:and )?", re.sub(r",\s*and \d+ more \(.*", "", named.group(1))))
+        elif "hessian inversion fail" in message.lower():
+            raise CheckpointError(
+                f"GPTQ fell back to round-to-nearest, and this labkit can't read where: {message}",
+                why="the result would be reported as GPTQ",
+                fix="use the llmcompressor of the lock",
+            )
+    return tuple(name for name in found if name)
+
+
+def gptq_layers_in(messages: Sequence[str]) -> tuple[str, ...]:
+    """The layers that llm-compressor's messages say GPTQ worked on."""
+    named = [match.group(1) for message in messages if (match := GPTQ_LAYERS.search(message))]
+    return tuple(dict.fromkeys(name.strip("'\" ") for names in named for name in names.split(",")))

@@ -1,0 +1,61 @@
+"""What all tests share: one run of all labs, which every test marked `labs` reads and none changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit.ledger import Ledger
+from labkit.workspace import Workspace
+
+ROOT = Path(__file__).parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class LabsRun:
+    """One `labkit run` of all labs on the tiny profile."""
+
+    returncode: int
+    stdout: str
+    workspace: Workspace
+    output: Path
+
+    @property
+    def report(self) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads((self.output / "report.json").read_text())
+        return report
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.workspace.ledger
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """This environment without LABKIT_ variables, so that a developer's settings reach no test."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("LABKIT_")} | more
+
+
+@pytest.fixture(scope="session")
+def labs_run(tmp_path_factory: pytest.TempPathFactory) -> LabsRun:
+    """All labs, run once by the command line, as an instructor would."""
+    root = tmp_path_factory.mktemp("labs")
+    command = [sys.executable, "-m", "labkit.ops.cli", "run"]
+    command += ["--workspace", str(root / "workspace"), "--output", str(root / "out")]
+    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
+    return LabsRun(done.returncode, done.stdout + done.stderr, Workspace(root / "workspace"), root / "out")
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real data sets beside the project; a test that needs it is skipped where it is missing."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the real data sets are not here ({SHARED_DATA})")
+    return SHARED_DATA

@@ -1,0 +1,118 @@
+"""Checks judge right results as right and spoilt ones as wrong; each is shown both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit import checks
+from labkit.checkpoint import Finding
+from labkit.checks import Check
+from labkit.compare import compare
+from labkit.errors import CheckFailed
+from labkit.lab import Lab
+from labkit.profiles import TINY, Parameters
+from labkit.workspace import Workspace
+
+GOOD = compare([1.0] * 95 + [0.0] * 5, [1.0] * 94 + [0.0] * 6)
+COLLAPSED = compare([1.0] * 95 + [0.0] * 5, [1.0] * 3 + [0.0] * 97)
+
+# name: (the check of a right result, the check of a spoilt one)
+PAIRS: dict[str, tuple[Callable[[], Check], Callable[[], Check]]] = {
+    "layers have the scheme": (
+        lambda: checks.layers_have_scheme({"a": "int8-w8a8", "lm_head": "bf16"}, "int8-w8a8"),
+        lambda: checks.layers_have_scheme({"a": "int8-w8a8", "b": "bf16"}, "int8-w8a8"),
+    ),
+    "some layer has the scheme": (
+        lambda: checks.layers_have_scheme({"a": "int8-w8a8"}, "int8-w8a8"),
+        lambda: checks.layers_have_scheme({"lm_head": "bf16"}, "int8-w8a8"),
+    ),
+    "bytes as predicted": (
+        lambda: checks.bytes_as_predicted(1_005, 1_000),
+        lambda: checks.bytes_as_predicted(1_020, 1_000),
+    ),
+    "values are finite": (lambda: checks.values_are_finite([]), lambda: checks.values_are_finite(["q_proj.weight"])),
+    "reload is equal": (lambda: checks.reload_is_equal(0.001), lambda: checks.reload_is_equal(0.5)),
+    "gptq ran": (lambda: checks.gptq_ran([], 0.3), lambda: checks.gptq_ran([], 0.0)),
+    "gptq fell back nowhere": (lambda: checks.gptq_ran([], 0.3), lambda: checks.gptq_ran(["layers.0.q_proj"], 0.3)),
+    "memory came back": (
+        lambda: checks.memory_came_back(10**9, 10**9 + 10**8),
+        lambda: checks.memory_came_back(10**9, 2 * 10**9),
+    ),
+    "server accepts": (
+        lambda: checks.server_accepts([Finding("warning", "no chat template", "")]),
+        lambda: checks.server_accepts([Finding("error", "actorder is static", "set actorder=None")]),
+    ),
+    "holds": (lambda: checks.holds(GOOD, "x"), lambda: checks.holds(COLLAPSED, "x")),
+    "collapses": (lambda: checks.collapses(COLLAPSED, "x"), lambda: checks.collapses(GOOD, "x")),
+    "outliers found": (
+        lambda: checks.outliers_found({"a": [3, 1]}, (1, 3)),
+        lambda: checks.outliers_found({"a": [3, 1], "b": [3]}, (1, 3)),
+    ),
+    "less is better": (
+        lambda: checks.less_is_better(1.0, 2.1, "errors", ("a", "b"), margin=2.0),
+        lambda: checks.less_is_better(1.0, 1.9, "errors", ("a", "b"), margin=2.0),
+    ),
+    "answers alike": (
+        lambda: checks.answers_alike(["1", "2"], ["1", "3"]),
+        lambda: checks.answers_alike(["1", "2", "3"], ["1", "x", "y"]),
+    ),
+    "setting matters": (
+        lambda: checks.setting_matters(0.95, 0.1, "the chat template", 100),
+        lambda: checks.setting_matters(0.95, 0.94, "the chat template", 100),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_check_passes_on_a_right_result_and_fails_on_a_spoilt_one(name: str) -> None:
+    right, spoilt = (make() for make in PAIRS[name])
+    assert right.ok, right.found
+    assert not spoilt.ok, spoilt.found
+    assert spoilt.fix
+
+
+def lab_of(tmp_path: Path, model: str = "") -> Lab:
+    return Lab("01_fp8_rtn", TINY, Workspace(tmp_path), Parameters(model=model))
+
+
+def test_a_failed_expectation_stops_the_embedded_model_s_lab(tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match=r"a collapse is 20 points"):
+        lab_of(tmp_path).check(checks.collapses(GOOD, "int8-rtn"))
+
+
+def test_a_failed_expectation_is_only_observed_on_another_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab_of(tmp_path, model="some/folder").check(checks.collapses(GOOD, "int8-rtn"))
+    assert capsys.readouterr().out.startswith("observed: int8-rtn against the baseline")
+
+
+def test_a_failed_invariant_stops_every_model_s_lab(tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match="NaN or infinity in q_proj"):
+        lab_of(tmp_path, model="some/folder").check(checks.values_are_finite(["q_proj"]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"), [(..., "Not yet"), (2.0, "2 is right"), (2.01, "2.01 is right")], ids=["stub", "exact", "near"]
+)
+def test_an_exercise_says_not_yet_or_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], answer: Any, says: str
+) -> None:
+    lab_of(tmp_path).exercise(checks.answer_is(answer, 2.0, 0.01, "count again"))
+    assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answer", [2.5, "two", None, float("nan"), -2.0])
+def test_a_wrong_answer_gets_the_hint(tmp_path: Path, answer: Any) -> None:
+    with pytest.raises(CheckFailed, match="count again"):
+        lab_of(tmp_path).exercise(checks.answer_is(answer, 2.0, 0.01, "count again"))
+
+
+@pytest.mark.parametrize(("answer", "right"), [(True, False), (1, True), ("BOS", "chat_template"), (None, False)])
+def test_a_wrong_choice_gets_the_hint(tmp_path: Path, answer: Any, right: Any) -> None:
+    with pytest.raises(CheckFailed, match="think of the activations"):
+        lab_of(tmp_path).exercise(checks.choice_is(answer, right, "think of the activations"))

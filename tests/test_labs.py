@@ -1,0 +1,136 @@
+"""The labs, run once from the command line: all pass, and they tell the story that they are there to tell."""
+
+from __future__ import annotations
+
+import base64
+import os
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+import pytest
+
+from labkit.profiles import TINY
+from labkit.workspace import verify_manifest
+from tests.conftest import ROOT, LabsRun
+
+pytestmark = [pytest.mark.labs, pytest.mark.timeout(1800)]
+
+LABS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def executed(run: LabsRun, lab: str) -> Any:
+    return nbformat.read(run.output / f"{lab}.ipynb", as_version=4)
+
+
+def accuracy(run: LabsRun, variant: str) -> float:
+    """The headline of a variant on the main task, which must be on vLLM over all rows of the profile."""
+    (found,) = run.ledger.headlines(variant=variant, task=TINY.main_task.name)
+    assert (found.backend, found.n, found.metric) == ("vllm", TINY.main_task.limit, "exact_match")
+    return found.value
+
+
+def test_every_lab_passes(labs_run: LabsRun) -> None:
+    assert labs_run.returncode == 0, labs_run.stdout
+    verdicts = {lab["name"]: (lab["verdict"], lab["reason"]) for lab in labs_run.report["labs"]}
+    assert verdicts == dict.fromkeys(LABS, ("passed", ""))
+
+
+def test_the_table_names_every_lab_and_the_report(labs_run: LabsRun) -> None:
+    for lab in LABS:
+        assert lab in labs_run.stdout
+    assert str(labs_run.output / "report.html") in labs_run.stdout
+
+
+def test_the_baseline_solves_nearly_all_problems(labs_run: LabsRun) -> None:
+    assert accuracy(labs_run, "bf16") >= 0.93
+
+
+@pytest.mark.parametrize("variant", ["fp8-dynamic", "int8-smoothquant-gptq"])
+def test_a_good_scheme_stays_within_two_points(labs_run: LabsRun, variant: str) -> None:
+    assert abs(accuracy(labs_run, variant) - accuracy(labs_run, "bf16")) <= 0.02
+
+
+def test_plain_int8_loses_twenty_points_and_more(labs_run: LabsRun) -> None:
+    assert accuracy(labs_run, "int8-rtn") <= accuracy(labs_run, "bf16") - 0.20
+
+
+def test_the_four_scores_are_the_report_s_headline(labs_run: LabsRun) -> None:
+    headline = labs_run.report["headline"]
+    for variant in ("bf16", "fp8-dynamic", "int8-rtn", "int8-smoothquant-gptq"):
+        assert headline[variant]["value"] == accuracy(labs_run, variant)
+        assert headline[variant]["n"] == TINY.main_task.limit
+        assert headline[variant]["stderr"] >= 0
+
+
+def test_every_headline_was_measured_in_this_run_with_its_settings(labs_run: LabsRun) -> None:
+    runs = {m.run for m in labs_run.ledger.read()}
+    assert len(runs) == 1
+    assert runs != {""}
+    for m in labs_run.ledger.headlines(kind="accuracy"):
+        assert {"chat_template", "num_fewshot", "limit", "seed"} <= m.settings.keys()
+        assert m.versions["vllm"]
+        assert m.machine
+
+
+def test_each_published_checkpoint_is_whole(labs_run: LabsRun) -> None:
+    folders = [path for path in labs_run.workspace.checkpoints.iterdir() if path.is_dir()]
+    assert {"bf16", "fp8-dynamic", "int8-rtn", "int8-gptq", "int8-smoothquant-gptq"} <= {path.name for path in folders}
+    for folder in folders:
+        assert not folder.name.startswith("."), f"{folder} was left behind"
+        verify_manifest(folder)
+
+
+def test_the_calibration_s_fingerprint_stands_with_the_checkpoint(labs_run: LabsRun) -> None:
+    manifest = verify_manifest(labs_run.workspace.checkpoint("int8-smoothquant-gptq"))
+    assert len(manifest["calibration"]["fingerprint"]) == 64
+    assert manifest["calibration"]["rows"] == TINY.calibration.rows
+
+
+@pytest.mark.parametrize("lab", LABS)
+def test_each_figure_is_a_picture_with_a_description_under_it(labs_run: LabsRun, lab: str) -> None:
+    found = 0
+    for cell in executed(labs_run, lab).cells:
+        outputs = [o for o in cell.get("outputs", []) if o.output_type == "display_data"]
+        for output, after in zip(outputs, [*outputs[1:], None], strict=True):
+            if "image/png" in output.data:
+                found += 1
+                assert base64.b64decode(output.data["image/png"])[:4] == b"\x89PNG"
+                assert after is not None
+                assert len(after.data["text/markdown"].strip("*")) > 40
+    assert found >= 1
+
+
+@pytest.mark.parametrize("lab", LABS)
+def test_each_lab_s_checks_said_what_they_found(labs_run: LabsRun, lab: str) -> None:
+    text = "".join(o.text for c in executed(labs_run, lab).cells for o in c.get("outputs", []) if "text" in o)
+    assert text.count("✔ Looked at ") >= 2
+    assert text.count("Not yet: ") >= 2  # the stubs, before the worked answers
+    assert text.count(" is right.") >= 2
+
+
+def test_the_reports_open(labs_run: LabsRun) -> None:
+    suite = ElementTree.parse(labs_run.output / "junit.xml").getroot()
+    assert {case.get("name") for case in suite.iter("testcase")} == set(LABS)
+    html = (labs_run.output / "report.html").read_text()
+    assert all(lab in html for lab in LABS)
+    assert "http://" not in html.replace("http://www.w3.org", "")
+
+
+def test_no_process_of_the_run_is_left(labs_run: LabsRun) -> None:
+    left = []
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+        except psutil.Error:
+            continue
+        if environment.get("LABKIT_WORKSPACE") == str(labs_run.workspace.root) and process.pid != os.getpid():
+            left.append(process.cmdline())
+    assert left == []
+
+
+def test_no_absolute_path_of_the_checkout_is_needed(labs_run: LabsRun, tmp_path: Path) -> None:
+    """Notebooks found the workspace they were told; nothing was written beside them."""
+    assert [p.name for p in (ROOT / "notebooks").iterdir() if p.suffix != ".ipynb"] in ([], [".ipynb_checkpoints"])

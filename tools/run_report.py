@@ -1,0 +1,30 @@
+"""The last run's report.json, for the commands that write measured figures into notebooks and README."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import MissingResult
+from labkit.workspace import find_workspace
+
+
+def last_report(given: str = "") -> dict[str, Any]:
+    """The report of a complete, successful run: `given`, else the newest of the workspace.
+
+    Raises MissingResult if there is none, or if it is of a run that failed or did not hold all labs' own times.
+    """
+    path = Path(given) if given else find_workspace() / "runs" / "latest" / "report.json"
+    if not path.is_file():
+        raise MissingResult(f"there is no {path}", why="figures are taken from a run, never typed", fix="make labs")
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    failed = [lab["name"] for lab in report["labs"] if lab["verdict"] != "passed"]
+    if failed or not report["complete"]:
+        raise MissingResult(f"{path}: the run did not pass ({', '.join(failed) or 'not complete'})", fix="make labs")
+    return report
+
+
+def duration(seconds: float) -> str:
+    """A measured time as people say it: `40 s`, `3 min`; seconds to the next ten, minutes to the next whole one."""
+    return f"{max(10, -(-int(seconds) // 10) * 10)} s" if seconds < 95 else f"{-(-int(seconds) // 60)} min"
