@@ -22,7 +22,7 @@ STEP = re.compile(r"\((\d+)/(\d+)\): ")  # llm-compressor's sequential pipeline:
 
 
 class ChatterLog:
-    """The log of one block. `messages` are llm-compressor's own, at every level, to be read afterwards."""
+    """The log of one block. `messages` are those of llm-compressor's modifiers, at every level, to be read later."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,13 +40,25 @@ def to_log(path: Path) -> Iterator[ChatterLog]:
     with open(path, "a", encoding="utf-8", buffering=1) as file, _Bar(file, sys.stderr) as bar:
         logger.remove()
         logger.add(file, level="DEBUG", format="{time:YYYY-MM-DDTHH:mm:ss} | {level} | {name} | {message}")
-        logger.add(lambda message: log.messages.append(message.record["message"]), level="DEBUG")
+        logger.add(
+            lambda message: log.messages.append(message.record["message"]),
+            level="DEBUG",
+            filter=lambda record: (record["name"] or "").startswith("llmcompressor.modifiers"),
+        )
         try:
             with _logging_to(file), warnings.catch_warnings(), contextlib.redirect_stderr(bar):
                 warnings.simplefilter("default")  # a library's warning is for the log, and no error
+                warnings.showwarning = _show_warning_in(file)
                 yield log
         finally:
             configure_logger()  # llm-compressor's own setting of before
+
+
+def _show_warning_in(file: TextIO) -> Any:
+    def show(message: Warning | str, category: type[Warning], source: str, line: int, *_: Any) -> None:
+        file.write(warnings.formatwarning(message, category, source, line))
+
+    return show
 
 
 @contextlib.contextmanager
@@ -86,7 +98,7 @@ class _Bar(io.TextIOBase):
 
         if self._bar is None or self._bar.total != steps or step - 1 < self._bar.n:
             self.close_bar()
-            self._bar = tqdm(total=steps, desc="Quantizing", unit="block", file=self._stderr, leave=False)
+            self._bar = tqdm(total=steps, desc="Quantizing", unit="block", file=self._stderr, leave=False, position=0)
         self._bar.update(step - 1 - self._bar.n)
 
     def close_bar(self) -> None:

@@ -24,6 +24,8 @@ from labkit.chatter import ChatterLog, to_log
 from labkit.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from labkit.calibration import CalibrationSet
 
 # llmcompressor 0.14, modifiers/gptq/base.py: the warning names at most ten layers, the debug message all of them.
@@ -49,6 +51,7 @@ class Job:
         self.saved = False
         self._chatter = log
         self._models: list[Any] = []
+        self._before_saving: torch.Tensor | None = None
         self._measuring = ExitStack()
 
     @cached_property
@@ -82,6 +85,7 @@ class Job:
 
         if model not in self._models:
             self._models.append(model)
+        self._before_saving = _probe(model)
         recipe = active_session().lifecycle.recipe
         checkpoint.save(
             model,
@@ -98,6 +102,20 @@ class Job:
         self.saved = True
         self._measuring.close()
 
+    def reload_difference(self) -> float:
+        """How far the saved checkpoint is from the model in memory: mean |difference| of logits over mean |logit|.
+
+        Loads the checkpoint once more, strictly, and lets go of it again.
+        """
+        model = checkpoint.load(self.final)
+        try:
+            after = _probe(model)
+        finally:
+            memory.release(model)
+        if self._before_saving is None:
+            raise UsageError("nothing was saved yet", fix="call job.save(model) in the block first")
+        return float((after - self._before_saving).abs().mean() / self._before_saving.abs().mean())
+
     @contextmanager
     def _clock(self) -> Iterator[None]:
         began = time.perf_counter()
@@ -112,16 +130,26 @@ class Job:
 
     def _end(self, release: bool) -> None:
         """Lets go of the models: llm-compressor's session holds one, and so may the notebook's variables."""
+        from compressed_tensors.offload import remove_dispatch
         from llmcompressor.core import reset_session
 
         self._measuring.close()
         reset_session()
         on_device = memory.device_bytes() > 0
         for model in self._models if release else []:
-            memory.release(model)
+            memory.release(remove_dispatch(model))  # saving wraps each module's tensors in a cache of its own
         self._models.clear()
         memory.return_free_memory()
         self.after_bytes = memory.device_bytes() if on_device else memory.process_bytes()
+
+
+def _probe(model: Any) -> torch.Tensor:
+    """Logits of sixteen fixed tokens, [16, vocabulary], float32, on the CPU."""
+    import torch
+
+    ids = torch.arange(16).remainder(model.config.get_text_config().vocab_size)[None]  # [1, 16]
+    with torch.no_grad():
+        return model(input_ids=ids.to(model.device)).logits[0].float().cpu()
 
 
 @contextmanager

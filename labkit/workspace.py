@@ -124,7 +124,7 @@ def publishing(final: Path, **facts: Any) -> Iterator[Path]:
 def _alive(stage: Path) -> bool:
     """Whether the process that made a staging folder still runs."""
     match = re.search(r"-(\d+)-[0-9a-f]{6}(-old)?$", stage.name)
-    return bool(match) and Path(f"/proc/{match.group(1)}").exists()
+    return match is not None and Path(f"/proc/{match.group(1)}").exists()
 
 
 def _fsync(path: Path) -> None:

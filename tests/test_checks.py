@@ -36,8 +36,8 @@ PAIRS: dict[str, tuple[Callable[[], Check], Callable[[], Check]]] = {
     ),
     "values are finite": (lambda: checks.values_are_finite([]), lambda: checks.values_are_finite(["q_proj.weight"])),
     "reload is equal": (lambda: checks.reload_is_equal(0.001), lambda: checks.reload_is_equal(0.5)),
-    "gptq ran": (lambda: checks.gptq_ran([], 0.3), lambda: checks.gptq_ran([], 0.0)),
-    "gptq fell back nowhere": (lambda: checks.gptq_ran([], 0.3), lambda: checks.gptq_ran(["layers.0.q_proj"], 0.3)),
+    "gptq ran": (lambda: checks.gptq_ran([], ["a", "b"], 2), lambda: checks.gptq_ran([], ["a"], 2)),
+    "gptq fell back nowhere": (lambda: checks.gptq_ran([], ["a"], 1), lambda: checks.gptq_ran(["a"], ["a"], 1)),
     "memory came back": (
         lambda: checks.memory_came_back(10**9, 10**9 + 10**8),
         lambda: checks.memory_came_back(10**9, 2 * 10**9),

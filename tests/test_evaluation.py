@@ -272,11 +272,23 @@ def test_a_model_without_a_chat_template_is_told(tmp_path):
         evaluated(Request("bf16", model, PROBLEMS, limit=2, backend="hf"), tmp_path)
 
 
-def test_the_longest_sequence_is_the_models_where_that_is_shorter_than_the_profiles(tmp_path):
-    model = make_model(tmp_path / "model", max_position_embeddings=512)
-    made = evaluated(Request("bf16", model, STORIES, limit=3), tmp_path)
-    assert made.settings["max_model_len"] == 512
-    assert made.n == 3
+def test_isolated_models_get_a_child_each_and_no_longer_sequences_than_they_know(tmp_path):
+    short = make_model(tmp_path / "short", max_position_embeddings=512)
+    long = make_model(tmp_path / "long", "qwen2", max_position_embeddings=4096)
+    made = evaluate(
+        [Request("short", short, STORIES, limit=3), Request("long", long, STORIES, limit=3)],
+        workspace=Workspace(tmp_path / "workspace"),
+        engine=TINY.engine,
+        offline=True,
+        log=tmp_path / "log",
+        isolate=True,
+    )
+    assert [(e.request.variant, e.settings["max_model_len"], e.n) for e in made] == [
+        ("short", 512, 3),
+        ("long", 2048, 3),
+    ]
+    log = (tmp_path / "log").read_text()
+    assert log.count("labkit: 1 of 2: short") == log.count("labkit: 1 of 1: long") == 1
 
 
 TEXT = """
@@ -355,7 +367,7 @@ def test_real_gsm8k_ifeval_and_wikitext_rows_run_through_lm_evals_own_definition
     assert 0 <= ifeval.value <= 1
     assert [s.weight for s in load_samples(ifeval.samples)] == [
         len(json.loads(line)["instruction_id_list"])
-        for line in (REAL / "ifeval_input_data.jsonl").open().readlines()[:3]
+        for line in (REAL / "ifeval_input_data.jsonl").read_text().splitlines()[:3]
     ]
     assert ifeval.settings["sentence_splitter"] == "trained on generated English"
     assert wikitext.value > 1

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ Notebook = dict[str, Any]
 Rule = Callable[[Notebook, Path], list[str]]
 
 LONGEST_CELL = 25
-LONGEST_HELPER = 6  # lines of a function in a cell; a longer one belongs in labkit
+LONGEST_HELPER = 5  # statements of a function in a cell; a longer one belongs in labkit
+CHECK_WITHIN = 3  # code cells after a heavy one: a table or a figure may stand between
 NEEDED_PARAMETERS = {"profile", "workspace", "model", "data"}
 HEADER = {
     "what you will learn": r"you will learn",
     "what you need": r"you need",
-    "how long it takes": r"it takes",
+    "how long it takes": r"it takes|^\W*time\b",
 }
 SHELL = re.compile(r"^\s*([!%].*)", re.MULTILINE)
 SECRET = re.compile(
@@ -64,18 +65,15 @@ def one_title_and_ordered_headings(notebook: Notebook, path: Path) -> list[str]:
     text = re.sub(r"^```.*?^```", "", notebooks.prose(notebook), flags=re.MULTILINE | re.DOTALL)
     levels = [len(marks) for marks in re.findall(r"^(#{1,6}) ", text, re.MULTILINE)]
     found = [] if levels.count(1) == 1 and levels[0] == 1 else [f"{levels.count(1)} H1 titles, or it is not the first"]
-    found += [
-        f"a level {b} heading stands right under level {a}"
-        for a, b in zip(levels, levels[1:], strict=False)
-        if b > a + 1
-    ]
-    return found
+    return found + [f"a level {b} heading stands right under level {a}" for a, b in pairwise(levels) if b > a + 1]
 
 
 def header_says_what_is_learnt_needed_and_how_long(notebook: Notebook, path: Path) -> list[str]:
     """All in the first cell; the time between the marks that `python -m tools.navigation` fills."""
     header = notebooks.source(notebook["cells"][0])
-    found = [f"the header does not say {what}" for what, words in HEADER.items() if not re.search(words, header, re.I)]
+    found = [
+        f"the header does not say {what}" for what, words in HEADER.items() if not re.search(words, header, re.I | re.M)
+    ]
     if not navigation.MEASURED.fullmatch(navigation.measured_time(notebook) or ""):
         found.append("the header has no measured time between <!-- time --> and <!-- /time -->")
     return found
@@ -141,19 +139,21 @@ def short_cells_without_classes(notebook: Notebook, path: Path) -> list[str]:
         for node in ast.walk(_parsed(source)):
             if isinstance(node, ast.ClassDef):
                 found.append(f"{place} defines the class {node.name}")
-            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= LONGEST_HELPER:
+            statements = sum(isinstance(child, ast.stmt) for child in ast.walk(node)) - 1
+            if isinstance(node, ast.FunctionDef) and statements > LONGEST_HELPER:
                 found.append(f"{place} defines {node.name}; a helper of more than a few lines belongs in labkit")
     return found
 
 
 def heavy_cells_are_followed_by_a_check(notebook: Notebook, path: Path) -> list[str]:
-    """A check in the same cell or in the next code cell."""
+    """A check in the same cell, or in one of the next code cells before the next heavy one."""
     calls = [(place, _called(_parsed(source))) for place, source, _ in _code(notebook)]
-    return [
-        f"{place} calls {', '.join(sorted(HEAVY & called))}, and no check follows"
-        for (place, called), (_, after) in zip(calls, [*calls[1:], ("", set())], strict=True)
-        if HEAVY & called and not CHECKS & (called | after)
-    ]
+    found = []
+    for i, (place, called) in enumerate(calls):
+        after = list(takewhile(lambda later: not HEAVY & later, (later for _, later in calls[i + 1 :])))
+        if HEAVY & called and not CHECKS & called.union(*after[:CHECK_WITHIN]):
+            found.append(f"{place} calls {', '.join(sorted(HEAVY & called))}, and no check follows")
+    return found
 
 
 def memory_is_back_before_an_engine_starts(notebook: Notebook, path: Path) -> list[str]:
@@ -213,7 +213,8 @@ def exercises_have_a_stub_a_check_and_a_hidden_solution(notebook: Notebook, path
     found = [] if len(stubs) >= 2 else [f"{len(stubs)} exercises; two at least"]
     for i in stubs:
         place, source, _ = code[i]
-        rest = [cell for _, _, cell in code[i + 1 : i + 4]]
+        end = next((later for later in stubs if later > i), len(code))
+        rest = [cell for _, _, cell in code[i + 1 : end]]
         solution = next((cell for cell in rest if "solution" in notebooks.tags(cell)), None)
         if "..." not in source:
             found.append(f"{place}: the exercise has no stub (...)")

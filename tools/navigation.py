@@ -19,7 +19,7 @@ from typing import Any
 
 from labkit.errors import LabError
 from tools import notebooks
-from tools.run_report import duration, last_report
+from tools.run_report import last_report, rounded_up
 
 INDEX = "../README.md#the-labs"
 MARK = "<!-- navigation: written by python -m tools.navigation -->"
@@ -72,7 +72,7 @@ def with_time(notebook: dict[str, Any], text: str) -> dict[str, Any]:
 def measured_texts(report: dict[str, Any]) -> dict[str, str]:
     """Lab to time text, for those labs that the run really ran (a lab left alone tells no time)."""
     return {
-        lab["name"]: f"{duration(lab['seconds'])} (`{report['profile']}` profile, measured on {report['machine']})"
+        lab["name"]: f"{rounded_up(lab['seconds'])} (`{report['profile']}` profile, measured on {report['machine']})"
         for lab in report["labs"]
         if not lab["reason"]
     }

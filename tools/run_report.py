@@ -25,6 +25,6 @@ def last_report(given: str = "") -> dict[str, Any]:
     return report
 
 
-def duration(seconds: float) -> str:
+def rounded_up(seconds: float) -> str:
     """A measured time as people say it: `40 s`, `3 min`; seconds to the next ten, minutes to the next whole one."""
     return f"{max(10, -(-int(seconds) // 10) * 10)} s" if seconds < 95 else f"{-(-int(seconds) // 60)} min"

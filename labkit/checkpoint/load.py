@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def load(folder: Path, dtype: str = "auto") -> Any:
     quantized = "quantization_config" in read_config(folder)
     more = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)} if quantized else {}
     try:
-        with _quiet_bars(folder):
+        with _quiet_bars(folder), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You passed `quantization_config`")  # to say "dequantize", as meant
             loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ def save(model: Any, tokenizer: Any, final: Path, **facts: Any) -> None:
     """
     compressed = {"save_compressed": True} if getattr(model.save_pretrained, "_overridden", False) else {}
     with publishing(final, **facts) as stage:
-        with _any_generation_config(model, stage):
+        with _any_generation_config(model, stage), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Attempting to save a model with offloaded modules"
+            )  # they are on the CPU
             model.save_pretrained(stage, max_shard_size="5GB", **compressed)
         tokenizer.save_pretrained(stage)
 

@@ -1,10 +1,10 @@
 """What runs in the engine's interpreter: lm-eval on one model after another.
 
 Started by labkit.engine.run_script: standard library, vllm and lm_eval only, no labkit. The job (made in `run.py`) is
-{"requests": [...], "tasks": {name: ...}, "engine": {...}, "seed", "work", "scratch", "english", "offline", "progress"};
-requests with equal `engine_key` stand together and share one loaded model. The answer is {"results": [...],
-"versions": {...}} for the first requests: all of them on a CPU, those of one engine on a GPU, where only the end of a
-process gives the memory back.
+{"requests": [...], "tasks": {name: ...}, "engine": {...}, "seed", "work", "scratch", "english", "offline", "isolate",
+"progress"}; requests with equal `engine_key` stand together and share one loaded model. The answer is
+{"results": [...], "versions": {...}} for the first requests: all of them on a CPU, those of one engine on a GPU (or
+where `isolate` says so), because there only the end of a process gives the memory back.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             lm, loaded = load(job, request), request["engine_key"]
             import torch
 
-            alone = torch.cuda.is_available()
+            alone = torch.cuda.is_available() if job["isolate"] is None else job["isolate"]
         result = evaluate(lm, job, request)
         if request["task"] == "ifeval":
             result["settings"]["sentence_splitter"] = sentences

@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,14 @@ def evaluate(
     data: str = "",
     seed: int = 0,
     deadline_seconds: float = 7200.0,
+    isolate: bool | None = None,
     on_tick: Tick | None = None,
 ) -> list[Evaluation]:
     """Scores each request with lm-eval in a supervised child; results come in the order of the requests.
 
-    Requests for one checkpoint share its engine as far as their settings allow. On a CPU one child runs all of them, one model
-    after another; on a GPU each model gets a child of its own. data: a local folder in place of hub data sets.
-    deadline_seconds: for each child. Samples go to `results/` of the workspace.
+    Requests for one checkpoint share its engine as far as their settings allow. On a CPU one child runs all of them,
+    one model after another; on a GPU each model gets a child of its own (`isolate` says which to do anyway). data: a
+    local folder in place of hub data sets. deadline_seconds: for each child. Samples go to `results/`.
 
     Raises CheckpointError for a folder that is none, DataError for missing rows, ProcessFailed with the child's own
     exception when lm-eval or the engine fails.
@@ -49,41 +51,52 @@ def evaluate(
     work = workspace.root / "cache" / "evaluation"
     files = {r.task.name: task_files(r.task, work, data=data, rows=r.rows, seed=seed) for r in _widest(requests)}
     jobs = _by_engine([_job_request(number, request, engine) for number, request in enumerate(requests)])
-    results: list[dict[str, Any]] = []
-    versions: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="labkit-evaluation-") as scratch:
-        progress = Path(scratch) / "progress.json"
-        while len(results) < len(requests):
-            job = {
-                "requests": jobs[len(results) :],
-                "tasks": {name: asdict(found) for name, found in files.items()},
-                "engine": asdict(engine),
-                "seed": seed,
-                "work": str(work),
-                "scratch": scratch,
-                "english": str(english_text(work)) if "ifeval" in files else "",
-                "offline": offline,
-                "progress": str(progress),
-            }
-            answer = engines.run_script(
-                CHILD.read_text(encoding="utf-8"),
-                job,
-                log=log,
-                engine=engine,
-                offline=offline,
-                deadline_seconds=deadline_seconds,
-                on_tick=_ticker(progress, len(results), len(requests), on_tick),
-            )
-            results += answer["results"]
-            versions = answer["versions"]
-    if on_tick:
-        on_tick(len(requests), len(requests), "done")
+    common = {
+        "tasks": {name: asdict(found) for name, found in files.items()},
+        "engine": asdict(engine),
+        "seed": seed,
+        "work": str(work),
+        "english": str(english_text(work)) if "ifeval" in files else "",
+        "offline": offline,
+        "isolate": isolate,
+    }
+
+    run = partial(
+        engines.run_script,
+        CHILD.read_text(encoding="utf-8"),
+        log=log,
+        engine=engine,
+        offline=offline,
+        deadline_seconds=deadline_seconds,
+    )
+    results, versions = _answers(jobs, common, run, on_tick)
     finished: dict[int, Evaluation] = {}
     for asked, result in zip(jobs, results, strict=True):
         request = requests[asked["number"]]
         settings = _settings(request, asked, result, files[request.task.name], engine, seed)
         finished[asked["number"]] = _finished(request, result, settings, versions, workspace)
     return [finished[number] for number in range(len(requests))]
+
+
+def _answers(
+    jobs: list[dict[str, Any]],
+    common: dict[str, Any],
+    run: Callable[..., dict[str, Any]],
+    on_tick: Tick | None,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The children's results for all jobs, and their versions: child after child, each answering as many as it may."""
+    results: list[dict[str, Any]] = []
+    versions: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="labkit-evaluation-") as scratch:
+        progress = Path(scratch) / "progress.json"
+        while len(results) < len(jobs):
+            job = {"requests": jobs[len(results) :], "scratch": scratch, "progress": str(progress), **common}
+            answer = run(job, on_tick=_ticker(progress, len(results), len(jobs), on_tick))
+            results += answer["results"]
+            versions = answer["versions"]
+    if on_tick:
+        on_tick(len(jobs), len(jobs), "done")
+    return results, versions
 
 
 def _widest(requests: Sequence[Request]) -> list[Request]:

@@ -26,7 +26,7 @@ from labkit.workspace import publishing, read_manifest
 if TYPE_CHECKING:
     from labkit.calibration import CalibrationSet
     from labkit.evaluation import Evaluation, Request
-    from labkit.ledger import Measurement
+    from labkit.ledger import Measurement, Purpose
     from labkit.memory import Released
     from labkit.quantize import Job
 
@@ -94,7 +94,7 @@ class Lab(Telling):
         )
 
     @contextmanager
-    def quantizing(self, variant: str) -> Iterator[Job]:
+    def quantizing(self, variant: str, purpose: Purpose = "headline") -> Iterator[Job]:
         """Measures what a quantize inside the block takes, and records it once the result is saved."""
         final = self.checkpoint(variant)
         with quantize.quantizing(
@@ -102,9 +102,9 @@ class Lab(Telling):
         ) as job:
             yield job
         for metric, value, unit in (("seconds", job.wall_seconds, "s"), ("peak_bytes", job.peak_bytes, "bytes")):
-            self.record("quantize", metric, value, variant=variant, unit=unit)
+            self.record("quantize", metric, value, variant=variant, unit=unit, purpose=purpose)
         found = checkpoint.inspect(final)
-        self.record("size", "bytes", found.total_bytes, variant=variant, unit="bytes")
+        self.record("size", "bytes", found.total_bytes, variant=variant, unit="bytes", purpose=purpose)
         print(f"Quantized and saved in {job.wall_seconds:.1f} s to {final} (library messages: {job.log})")
 
     def evaluate(self, requests: Sequence[Request]) -> list[Evaluation]:

@@ -55,18 +55,30 @@ def release(model: Any) -> Released:
     `del model` frees nothing while a notebook's cell, its output history or a library's session still holds the object.
     So the tensors are taken out of the object instead: each becomes a tensor on the meta device, which has a shape and
     no storage. Then Python's cycles are collected and the allocators return what they keep. A tensor that the caller
-    took out of the model before keeps its own memory.
+    took out of the model before keeps its own memory. A model just loaded from safetensors is hardly resident until it
+    is used, and then there is little to give back.
     """
-    import torch
-
+    offload = sys.modules.get("compressed_tensors.offload")
+    if offload is not None:  # llm-compressor wraps each module's tensors in a cache that refuses the meta device
+        offload.remove_dispatch(model)
     on_device = any(parameter.device.type == "cuda" for parameter in model.parameters())
     read = device_bytes if on_device else process_bytes
     before = read()
+    _empty(model)
+    return_free_memory()
+    return Released(before, read(), "device" if on_device else "process")
+
+
+def _empty(model: Any) -> None:
+    """Moves every tensor to the meta device. A function of its own: a loop's last parameter must not stay in scope.
+
+    One tensor left is enough to keep a whole checkpoint in memory, as tensors read from one file share its mapping.
+    """
+    import torch
+
     for parameter in model.parameters():
         parameter.grad = None
     torch.nn.Module.to(model, "meta")  # not model.to: libraries override it to refuse quantized or dispatched models
-    return_free_memory()
-    return Released(before, read(), "device" if on_device else "process")
 
 
 def return_free_memory() -> None:

@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LabError as error:
         print(f"labkit {name}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before a run began; a run itself stops in order and reports
+        return 130
     except BrokenPipeError:  # `labkit results | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

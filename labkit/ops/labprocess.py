@@ -157,7 +157,13 @@ class RunningLab:
         path = self._folder / "skips.jsonl"
         if not path.exists():
             return ()
-        return tuple(Skip(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        skips = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                skips.append(Skip(**json.loads(line)))
+            except (ValueError, TypeError):  # a lab that was killed while it wrote
+                skips.append(Skip("a part that could not be read", line))
+        return tuple(skips)
 
     def _keep_notebook(self, result: LabResult) -> LabResult:
         """Moves the executed copy into the output folder if it is whole, so that a full disk destroys no older one."""

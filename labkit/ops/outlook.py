@@ -49,7 +49,7 @@ class Outlook:
 
 
 def model_state(model: str) -> ModelState:
-    """Looks for a model's config: embedded, a local folder, the hub's cache, or the hub itself (unless HF_HUB_OFFLINE)."""
+    """Looks for a model: embedded, a local folder, in the hub's cache, or on the hub (unless HF_HUB_OFFLINE is set)."""
     if model == EMBEDDED:
         return ModelState(model, 0)
     folder = Path(model).expanduser()

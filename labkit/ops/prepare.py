@@ -12,7 +12,7 @@ from typing import Any
 from labkit.errors import UsageError
 from labkit.ops.notebooks import Lab, find_labs, find_notebooks, parse_parameters
 from labkit.ops.plan import has_results, select_labs, with_needed
-from labkit.profiles import Parameters, Profile, get_profile
+from labkit.profiles import EMBEDDED, Parameters, Profile, get_profile
 from labkit.workspace import Workspace, find_workspace
 
 DEFAULT_TIMEOUT_SECONDS = 2 * 3600.0  # for one whole lab: a 7B model's longest lab with room to spare
@@ -80,5 +80,7 @@ def _single(name: str, option: str, pairs: Sequence[tuple[str, str]]) -> str:
 
 def absolute(value: str) -> str:
     """A relative path that exists from here, as one that also means the same in the labs' folder."""
-    path = Path(value).expanduser() if value else Path()
-    return str(path.absolute()) if value and path.exists() and not re.match(r"\w+://", value) else value
+    if value in ("", EMBEDDED) or re.match(r"\w+://", value):
+        return value
+    path = Path(value).expanduser()
+    return str(path.absolute()) if path.exists() else value

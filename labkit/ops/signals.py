@@ -22,7 +22,8 @@ class StopSignals:
         self.received = self.received or number
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._note) for number in NAMES}
+        heeded = [number for number in NAMES if signal.getsignal(number) != signal.SIG_IGN]  # `nohup` ignores SIGHUP
+        self._before = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(

@@ -45,6 +45,22 @@ print(json.dumps({"size": size, "start": before, "before": freed.before_bytes, "
 """
 
 
+QUANTIZED = """
+import json, sys, tempfile
+import transformers
+from llmcompressor import oneshot
+from llmcompressor.modifiers.quantization import QuantizationModifier
+from labkit.memory import process_bytes, release
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto")
+oneshot(model=model, recipe=QuantizationModifier(targets="Linear", scheme="INT8", ignore=["lm_head"]))
+with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder, save_compressed=True)
+size = sum(p.nbytes for p in model.parameters())
+freed = release(model)
+print(json.dumps({"size": size, "freed": freed.freed_bytes, "meta": all(p.is_meta for p in model.parameters())}))
+"""
+
+
 def assert_gave_back(found: dict[str, Any]) -> None:
     assert found["size"] > 500 * 10**6
     assert found["before"] - found["start"] > 0.95 * found["size"]
@@ -62,6 +78,14 @@ def test_release_gives_back_a_model_that_was_loaded_from_a_checkpoint(tmp_path: 
     wide = {"hidden": 2048, "layers": 3, "intermediate_size": 16384}
     folder = make_model(tmp_path / "model", "llama", **wide)  # type: ignore[arg-type]
     assert_gave_back(in_fresh_process(RELEASE, str(folder)))
+
+
+def test_release_gives_back_a_model_that_llm_compressor_has_quantized_and_saved(tmp_path: Path) -> None:
+    wide = {"hidden": 1024, "layers": 2, "intermediate_size": 16384}
+    found = in_fresh_process(QUANTIZED, str(make_model(tmp_path / "model", "llama", **wide)))  # type: ignore[arg-type]
+    assert found["size"] > 100 * 10**6
+    assert found["freed"] >= 0.9 * found["size"]
+    assert found["meta"]
 
 
 def test_a_released_model_refuses_to_run_and_tensors_taken_out_before_stay_whole() -> None:

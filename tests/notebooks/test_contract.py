@@ -128,7 +128,7 @@ def test_a_lab_is_a_valid_notebook_written_as_jupyter_writes_it(lab: Path) -> No
     """So that opening and saving it changes nothing in git."""
     notebook = nbformat.read(lab, as_version=4)
     nbformat.validate(notebook)
-    assert nbformat.writes(notebook).rstrip("\n") == lab.read_text().rstrip("\n")
+    assert lab.read_text() == nbformat.writes(notebook) + "\n"
 
 
 # --- the rules -------------------------------------------------------------------------------------------------------
@@ -178,7 +178,11 @@ SPOILT: list[tuple[Rule, str, Callable[[Notebook], object]]] = [
     (SHORT, "26 lines", inserting(code("\n".join(f"x{i} = {i}" for i in range(26))))),
     (SHORT, "a class", inserting(code("class Helper:\n    pass"))),
     (SHORT, "a long helper", inserting(code("def f():\n" + "    x = 1\n" * 6 + "    return x"))),
-    (HEAVY, "no check", replacing(7, code("done = lab.evaluate(requests)"))),
+    (
+        HEAVY,
+        "no check",
+        lambda notebook: notebook["cells"].__setitem__(slice(7, 9), [code("lab.evaluate(requests)")] * 2),
+    ),
     (MEMORY, "an engine too early", replacing(6, code("lab.check(checks.gptq_ran([], 1))"))),
     (END, "a cell after it", lambda notebook: notebook["cells"].append(markdown("Bye."))),
     (END, "none", removing(-1)),

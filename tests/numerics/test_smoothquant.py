@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,8 +18,8 @@ from labkit.errors import UsageError
 from labkit.numerics import INT8, channel_absmax, relative_error, round_to_nearest, smooth, smoothing_scales
 from labkit.numerics.smoothquant import MINIMUM_SCALE
 from tests.numerics.production import calibration_rows, compress, small_llama
+from tests.numerics.tensors import STEADY
 
-STEADY = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow], max_examples=50)
 ALPHA = 0.8
 TOLERANCE = 1e-4
 DIMENSION = 64

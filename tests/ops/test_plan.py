@@ -175,6 +175,14 @@ def test_a_relative_folder_means_the_same_in_the_labs_folder(
     assert prepared.parameters == {"model": str(tmp_path / "models" / "mine"), "data": str(tmp_path / "data")}
 
 
+def test_the_embedded_model_is_not_taken_for_a_folder_of_its_name(
+    notebooks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert prepare(Request(("00",), parameters=(("model", "tiny"),)), notebooks).parameters["model"] == "tiny"
+
+
 def test_a_hub_id_is_left_as_it_is(notebooks: Path) -> None:
     prepared = prepare(Request(("00",), parameters=(("model", "Qwen/Qwen3-0.6B"),)), notebooks)
     assert prepared.parameters["model"] == "Qwen/Qwen3-0.6B"

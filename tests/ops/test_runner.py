@@ -38,7 +38,10 @@ with open(os.environ["LABKIT_SKIPS_FILE"], "a") as file:
     file.write(json.dumps({"part": "the FP8 KV cache", "reason": "needs AVX-512"}) + "\\n")"""
 UNSUPPORTED = "from labkit.errors import Unsupported\nraise Unsupported('nvfp4 has no kernel here', fix='use w4a16')"
 DAEMON = 'import subprocess\nsubprocess.Popen(["sh", "-c", "setsid sleep 600 & exit 0"]).wait()'
-HANG = "import pathlib, time\npathlib.Path(workspace).mkdir(exist_ok=True)\npathlib.Path(workspace, 'hanging').touch()\ntime.sleep(600)"
+HANG = """import pathlib, time
+pathlib.Path(workspace).mkdir(exist_ok=True)
+pathlib.Path(workspace, "hanging").touch()
+time.sleep(600)"""
 
 
 @dataclass(frozen=True)

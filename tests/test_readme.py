@@ -1,0 +1,224 @@
+"""Every command of the README is run by a test, or marked with what it needs; its tables and links are current."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from labkit.errors import LabError
+from tools import links, readme_tables
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+MARKS = ("gpu", "hub", "conda", "cluster")
+
+# The list: every command of a fenced `sh` block, and the test that runs it, or the marks it carries instead.
+HERE = "tests/test_readme.py::test_the_command_runs_as_the_readme_says"
+COMMANDS = {
+    "make labs": "tests/test_setup.py::test_make_labs_on_a_fresh_clone_sets_up_and_passes_every_lab",
+    "make lab": "tests/test_readme.py::test_make_lab_opens_jupyterlab_at_the_first_lab",
+    "make test": "tests/test_setup.py::test_ci_runs_the_readmes_test_command",
+    ". .venv/bin/activate": HERE,
+    "labkit doctor": HERE,
+    "labkit run 00": HERE,
+    "labkit results": HERE,
+    "papermill notebooks/00_start_here.ipynb executed.ipynb -p profile tiny": HERE,
+    "make labs PROFILE=workbench": "[gpu] [hub]",
+    "PIP_NO_DEPS=1 conda env create -f environment.yml": "[conda] [gpu]",
+    "conda run -n labkit pip install --no-deps --no-build-isolation -e .": "[conda] [gpu]",
+}
+
+
+def commands(text: str) -> dict[str, str]:
+    """Command to its marks (`[gpu] [hub]`), of all fenced `sh` blocks."""
+    found = {}
+    for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            command, _, comment = line.partition("#")
+            if command.strip():
+                found[command.strip()] = " ".join(re.findall(rf"\[(?:{'|'.join(MARKS)})\]", comment))
+    return found
+
+
+def test_every_command_is_in_the_list_and_the_list_holds_no_other() -> None:
+    assert commands(README.read_text()).keys() == COMMANDS.keys()
+
+
+def test_commands_that_no_test_runs_carry_their_marks() -> None:
+    for command, marks in commands(README.read_text()).items():
+        assert marks == (COMMANDS[command] if COMMANDS[command].startswith("[") else ""), command
+
+
+@pytest.mark.parametrize("test", sorted({test for test in COMMANDS.values() if not test.startswith("[")}))
+def test_the_tests_that_the_list_names_exist(test: str) -> None:
+    file, name = test.split("::")
+    assert name in {
+        node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)
+    }
+
+
+def test_a_command_that_is_not_in_the_list_would_be_noticed() -> None:
+    text = "```sh\nmake coffee   # [gpu]\n# a comment\n```\n```python\nmake tea\n```\n"
+    assert commands(text) == {"make coffee": "[gpu]"}
+
+
+@pytest.fixture
+def as_a_reader(tmp_path: Path) -> Iterator[Callable[[str], subprocess.CompletedProcess[str]]]:
+    """Runs a command of the README as it stands there, in the checkout, with the environment on the PATH."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "LABKIT_WORKSPACE": str(tmp_path / "workspace")}
+
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    yield run
+    (ROOT / "executed.ipynb").unlink(missing_ok=True)
+
+
+RUN_HERE = [command for command, test in COMMANDS.items() if test == HERE]
+
+
+@pytest.mark.parametrize("command", RUN_HERE)
+def test_the_command_runs_as_the_readme_says(
+    command: str, as_a_reader: Callable[[str], subprocess.CompletedProcess[str]]
+) -> None:
+    if command.startswith(". ") and not (ROOT / ".venv").exists():
+        pytest.skip("the tests run in another environment than .venv")
+    done = as_a_reader(command)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    if command == "labkit doctor":
+        assert "00_start_here" in done.stdout
+    if command.startswith("labkit run"):
+        assert "00_start_here  passed" in done.stdout
+        assert "report.html" in done.stdout
+    if command.startswith("papermill"):
+        cells = json.loads((ROOT / "executed.ipynb").read_text())["cells"]
+        assert any("End of 00_start_here" in json.dumps(cell.get("outputs", "")) for cell in cells[-1:])
+
+
+def test_make_lab_opens_jupyterlab_at_the_first_lab(tmp_path: Path) -> None:
+    """The real server, and in place of a browser a script that keeps the page it is given."""
+    planned = subprocess.run(["make", "--dry-run", "setup"], cwd=ROOT, capture_output=True, text=True)
+    if "venv" in planned.stdout:
+        pytest.skip("this environment was not made by make, and make would make a new one")
+    browser = tmp_path / "browser"
+    browser.write_text(
+        f'#!/bin/sh\ncp "${{1#file://}}" "{tmp_path}/opening"\nmv "{tmp_path}/opening" "{tmp_path}/opened"\n'
+    )
+    browser.chmod(0o755)
+    environment = {**os.environ, "JUPYTER_RUNTIME_DIR": str(tmp_path), "BROWSER": str(browser)}
+    options = "--allow-root --ServerApp.port=0 --ServerApp.ip=127.0.0.1"  # tests may run as root
+    with open(tmp_path / "log", "wb") as log:
+        command = ["make", "lab", f"ARGS={options}"]
+        running = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "opened").exists() and time.monotonic() < deadline and running.poll() is None:
+            time.sleep(0.2)
+        assert (tmp_path / "opened").exists(), (tmp_path / "log").read_text()[-2000:]
+        (address,) = set(re.findall(r'href="(http://[^"]+)"', (tmp_path / "opened").read_text()))
+        assert "/lab/tree/" in address
+        assert "00_start_here.ipynb" in address
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            assert "JupyterLab" in answer.read().decode()
+    finally:
+        os.killpg(running.pid, signal.SIGTERM)
+        running.wait()
+
+
+# --- tables and links --------------------------------------------------------------------------------------------------
+
+
+def test_the_tables_of_labs_and_hardware_are_generated_and_current_and_figures_are_there() -> None:
+    assert readme_tables.problems(README.read_text()) == []
+
+
+def test_the_hardware_table_says_what_the_capability_matrix_says() -> None:
+    from labkit.hardware.capability import HARDWARE, SCHEMES, judge
+
+    header, _, *rows = readme_tables.block(README.read_text(), "hardware").splitlines()
+    schemes = [cell.strip() for cell in header.strip("|").split("|")][1:]
+    assert schemes == list(SCHEMES)
+    builds = {"cpu": "cpu", "mi300": "rocm", "amd": "rocm"}
+    for kind, row in zip(HARDWARE, rows, strict=True):
+        name, *verdicts = (cell.strip() for cell in row.strip("|").split("|"))
+        assert name == HARDWARE[kind]
+        build = builds.get(kind.split("-")[0], "cuda")
+        assert verdicts == [judge(scheme, kind, build).verdict for scheme in schemes]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The README with empty tables."""
+    text = README.read_text()
+    for name in ("labs", "hardware", "figures"):
+        text = readme_tables.with_block(text, name, "")
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    return path
+
+
+def test_the_command_fills_every_table_from_a_run_and_check_then_finds_nothing(copy: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    score = {"value": 0.94, "stderr": 0.011, "n": 500, "task": "tiny_problems"}
+    run = {"profile": "tiny", "machine": "2 cores", "complete": True, "seconds": 200.0, "headline": {"bf16": score}}
+    lab = {"name": "00_start_here", "verdict": "passed", "reason": "", "seconds": 5.0, "peak_bytes": 1_200_000_000}
+    report.write_text(json.dumps({**run, "labs": [lab]}))
+    assert len(readme_tables.problems(copy.read_text())) == 3
+    assert readme_tables.main(["--readme", str(copy), "--report", str(report)]) == 0
+    assert "| `bf16` | 0.940 ± 0.011 | 500 |" in copy.read_text()
+    assert "all labs took 4 min and at most 1.2 GB of memory on 2 cores" in copy.read_text()
+    assert readme_tables.problems(copy.read_text()) == []
+
+
+def test_figures_of_a_failed_run_are_not_written(copy: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    lab = {"name": "01_fp8_rtn", "verdict": "failed", "reason": "x", "seconds": 5.0, "peak_bytes": 1}
+    report.write_text(json.dumps({"complete": True, "labs": [lab], "headline": {}}))
+    assert readme_tables.main(["--readme", str(copy), "--report", str(report)]) == 1
+    assert readme_tables.block(copy.read_text(), "figures") == ""
+
+
+def test_a_missing_mark_is_a_clear_error() -> None:
+    with pytest.raises(LabError, match=re.escape("README.md has no <!-- labs -->")):
+        readme_tables.block("# labkit\n", "labs")
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_resolve(name: str) -> None:
+    assert links.broken((ROOT / name).read_text(), ROOT / name) == []
+
+
+def test_a_link_that_leads_nowhere_is_noticed() -> None:
+    text = "## The labs\n[a](nowhere.md) [b](#the-labs) [c](#not-here) [d](https://example.com/x)"
+    assert links.broken(text, README) == ["there is no nowhere.md", "README.md has no heading #not-here"]
+
+
+def test_the_commands_of_make_that_contributing_names_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`make\s([a-z-]+)", (ROOT / "CONTRIBUTING.md").read_text() + README.read_text()))
+    assert named
+    assert named <= targets
+
+
+def test_no_file_for_readers_names_the_host_of_a_package_registry() -> None:
+    """A site's mirror is the site's business: pip's configuration decides. PyTorch's CPU index is the Makefile's."""
+    files = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "environment.yml", "pyproject.toml")]
+    for path in [*files, *(ROOT / "requirements").iterdir(), *(ROOT / "tools").glob("*.py")]:
+        assert not re.search(r"https?://\S*(pypi|pytorch|pythonhosted|anaconda)", path.read_text()), path
+
+
+def test_the_three_sentences_come_first() -> None:
+    opening = README.read_text().split("\n\n")[1]
+    assert len(re.findall(r"[.!?](?:\s|$)", opening)) == 3

@@ -1,0 +1,119 @@
+"""Writes what is generated in README.md: the tables of labs and of hardware, and the figures of the last run.
+
+    python -m tools.readme_tables              all three, the figures from the newest run's report.json
+    python -m tools.readme_tables --report F   figures from that report
+    python -m tools.readme_tables --check      writes nothing; fails if a table is not what it would become
+
+Each stands between two HTML comments: <!-- labs --> ... <!-- /labs -->, and so on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import LabError
+from labkit.hardware.table import HARDWARE, SCHEMES, TABLE
+from labkit.ops.notebooks import read_lab
+from labkit.ops.text import number, size
+from tools import navigation, notebooks
+from tools.run_report import last_report, rounded_up
+
+README = notebooks.ROOT / "README.md"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def labs_table(paths: Sequence[Path]) -> str:
+    """A line for each lab: its title as a link, the labs before it, its measured time."""
+    rows = []
+    for path in paths:
+        lab = read_lab(path)
+        time = (navigation.measured_time(notebooks.read(path)) or "").split(" (")[0]
+        needs = ", ".join(name[:2] for name in lab.needs)
+        rows.append([f"[{path.stem}](notebooks/{path.name})", lab.title, needs or "–", time or "–"])
+    return markdown_table(["lab", "what it shows", "needs", "time"], rows)
+
+
+def hardware_table() -> str:
+    """The capability matrix: the verdict for each scheme on each hardware, with the vLLM build made for it."""
+    verdict = {(scheme, kind): row.verdict for row in TABLE for scheme in row.schemes for kind in row.hardware}
+    rows = [[name, *(verdict[scheme, kind] for scheme in SCHEMES)] for kind, name in HARDWARE.items()]
+    return markdown_table(["hardware", *SCHEMES], rows)
+
+
+def figures_text(report: dict[str, Any]) -> str:
+    """The headline scores of a run, with what they were measured on and over how many samples."""
+    headline = report["headline"]
+    rows = [[f"`{v}`", number(score["value"], score["stderr"]), str(score["n"])] for v, score in headline.items()]
+    task = next(iter(headline.values()))["task"]
+    peak = size(max(lab["peak_bytes"] for lab in report["labs"]))
+    told = (
+        f"Task `{task}` on the `{report['profile']}` profile; all labs took {rounded_up(report['seconds'])} "
+        f"and at most {peak} of memory on {report['machine']}."
+    )
+    return f"{markdown_table(['variant', 'score ± standard error', 'samples'], rows)}\n\n{told}"
+
+
+def block(text: str, name: str) -> str:
+    """What stands between the marks of that name; raises LabError if there are none."""
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
+    if not found:
+        raise LabError(f"README.md has no <!-- {name} --> ... <!-- /{name} -->", fix="put the two comments back")
+    return found[1].strip("\n")
+
+
+def with_block(text: str, name: str, content: str) -> str:
+    """The text with `content` between the marks of that name."""
+    block(text, name)
+    marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    return marks.sub(lambda match: f"{match[1]}{content}\n{match[2]}", text)
+
+
+def problems(text: str) -> list[str]:
+    """What --check finds."""
+    wanted = {"labs": labs_table(notebooks.lab_paths()), "hardware": hardware_table()}
+    found = [f"the table of {name} is stale" for name, content in wanted.items() if block(text, name) != content]
+    if not re.search(
+        r"\| `bf16` \| [\d.]+ ± [\d.]+ \| \d+ \|\n(.*\n)+Task `\w+` on the `\w+` profile", block(text, "figures")
+    ):
+        found.append("the figures of a run are missing")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes or checks; exit code 1 if a check finds something or no run can be read."""
+    parser = argparse.ArgumentParser(prog="python -m tools.readme_tables", description="Write README.md's tables.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a table is stale")
+    parser.add_argument("--report", default="", help="report.json (default: of the workspace's newest run)")
+    parser.add_argument("--readme", type=Path, default=README, help="the file to write")
+    args = parser.parse_args(arguments)
+    text = args.readme.read_text(encoding="utf-8")
+    if args.check:
+        found = problems(text)
+        print(
+            "\n".join(f"{problem}; run `make figures` after `make labs`" for problem in found)
+            or "README.md is current."
+        )
+        return 1 if found else 0
+    text = with_block(text, "labs", labs_table(notebooks.lab_paths()))
+    text = with_block(text, "hardware", hardware_table())
+    code = 0
+    try:
+        text = with_block(text, "figures", figures_text(last_report(args.report)))
+    except LabError as error:
+        print(f"figures are left as they are: {error}", file=sys.stderr)
+        code = 1
+    args.readme.write_text(text, encoding="utf-8")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
