@@ -101,6 +101,6 @@ $(INSTALLED):
 $(READY): $(INSTALLED)
 	@echo "- labkit itself, editable"
 	rm -f $(VENV)/.ready-*
-	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps --no-build-isolation -e .
 	touch $@
 	echo "Ready: $(VENV)"

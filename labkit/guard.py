@@ -46,7 +46,7 @@ def signal_all(pids: list[int], number: int) -> None:
 
 def reap() -> dict[int, int]:
     """Collects the children that have ended: pid to exit code (negative for a signal)."""
-    ended = {}
+    ended: dict[int, int] = {}
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)

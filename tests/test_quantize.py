@@ -136,8 +136,9 @@ def test_a_hessian_that_can_not_be_inverted_is_reported_and_not_called_gptq(
     assert read_manifest(job.final)["gptq_fallbacks"] == list(job.fallbacks)
     assert "Hessian inversion failed for 14/14 modules" in job.log.read_text()
     plain, _ = run(tmp_path / "rtn", base, rtn("W8A8"))
-    stored, rounded = (read_manifest(j.final)["files"]["model.safetensors"]["sha256"] for j in (job, plain))
-    assert stored == rounded, "what was saved as GPTQ is round-to-nearest, to the bit"
+    real, _ = run(tmp_path / "gptq", base, gptq(dampening_frac=0.1), rows)
+    fallen, rounded, moved = (sum(checkpoint.weight_errors(j.final, base).values()) for j in (job, plain, real))
+    assert fallen <= rounded < moved, "what was saved as GPTQ rounds to nearest; GPTQ itself moves weights further"
 
 
 def test_a_few_fallbacks_are_named_too(rows: CalibrationSet, tmp_path: Path) -> None:
@@ -285,6 +286,6 @@ def test_a_quantize_killed_before_it_publishes_leaves_nothing_that_looks_finishe
     assert not final.exists()
     left = [path for path in final.parent.iterdir() if path.is_dir()]
     assert [path.name.startswith(".part-fp8-dynamic-") for path in left] == [True], "it was killed while saving"
-    job, _ = run(final, base, rtn("FP8_DYNAMIC"))
+    run(final, base, rtn("FP8_DYNAMIC"))
     assert verify_manifest(final)["variant"] == "fp8-dynamic"
     assert sorted(os.listdir(final.parent)) == ["fp8-dynamic", "q.log", "quantize.log"]

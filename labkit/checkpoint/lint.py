@@ -26,7 +26,7 @@ FORMATS = (
     *("int-quantized", "float-quantized", "naive-quantized", "pack-quantized", "mixed-precision"),
     *("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized"),
 )
-CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vllm/v1/attention/backends/cpu_attn.py
+CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # cpu_attn.py; 48 is not listed, but runs
 REMOVED_ORDERINGS = ("group", "dynamic")  # compressed-tensors 0.19 and vLLM 0.32 refuse them
 PACKED_MULTIPLE = 32  # widths that the CPU's W4A16 kernel takes
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -113,6 +113,12 @@ def _head(config: dict[str, Any], found: Inspection) -> Iterator[Finding]:
     head = next((layer for layer in found.layers if layer.name.rsplit(".", 1)[-1] == "lm_head"), None)
     quantization = config.get("quantization_config") or {}
     if head and head.weights:
+        if not any("lm_head" in target for claim in read_claims(config) for target in claim.targets):
+            yield Finding(
+                "error",
+                "lm_head is quantized, and no target names it: to vLLM it is no Linear layer, so its scales fit nowhere",
+                'put ignore=["lm_head"] into the recipe, or name it: targets=["Linear", "re:.*lm_head"]',
+            )
         yield Finding(
             "warning",
             f"lm_head is quantized ({head.weights}): every token's probabilities pass through it",

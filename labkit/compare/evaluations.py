@@ -20,10 +20,12 @@ def compare_evaluations(
     margin: float = MARGIN,
     seed: int = 0,
     differ: Set[str] = frozenset(),
+    first: int | None = None,
 ) -> Recovery:
     """Recovery of one evaluation against another, from their samples.
 
-    differ: settings that differ on purpose (`{"chat_template", "add_bos"}` for a trap); with them prompts may differ.
+    first: compare the first rows only, as if `limit` had been that. differ: settings that differ on purpose
+    (`{"chat_template", "add_bos"}` for a trap); with them prompts may differ.
     Raises UsageError when the two were asked different things: another task, metric, setting, row or prompt.
     """
     from labkit.evaluation import load_samples
@@ -35,18 +37,18 @@ def compare_evaluations(
             why="the score would show that difference, not the quantization",
             fix="evaluate both in the same way, in one call",
         )
-    first, second = load_samples(baseline.samples), load_samples(candidate.samples)
-    if [(s.doc_id, s.weight) for s in first] != [(s.doc_id, s.weight) for s in second]:
+    before, after = load_samples(baseline.samples), load_samples(candidate.samples)
+    if [(s.doc_id, s.weight) for s in before] != [(s.doc_id, s.weight) for s in after]:
         raise UsageError(
-            f"{_name(baseline)} and {_name(candidate)} scored other rows ({len(first)} and {len(second)})",
+            f"{_name(baseline)} and {_name(candidate)} scored other rows ({len(before)} and {len(after)})",
             why="the comparison is row by row",
             fix="evaluate both with one limit and the same data",
         )
     if not differ:
-        _same_prompts(first, second)
+        _same_prompts(before, after)
     kind = baseline.request.task.kind
-    scores = [[sample.score for sample in samples] for samples in (first, second)]
-    return compare(*scores, margin=margin, seed=seed, weights=[s.weight for s in first], kind=kind)
+    scores = [[sample.score for sample in samples[:first]] for samples in (before, after)]
+    return compare(*scores, margin=margin, seed=seed, weights=[s.weight for s in before[:first]], kind=kind)
 
 
 def _differences(baseline: Evaluation, candidate: Evaluation) -> list[str]:

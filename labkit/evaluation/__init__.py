@@ -8,6 +8,7 @@ The judge is lm-eval's own `simple_evaluate` with its own vLLM or HF model class
 nothing silently, and keeps what came out.
 """
 
+from labkit.evaluation.command import command_line
 from labkit.evaluation.request import Evaluation, Request, Sample, load_evaluation, load_samples
 from labkit.evaluation.run import evaluate
 from labkit.evaluation.tasks import TaskFiles, split_wikitext, task_files
@@ -17,6 +18,7 @@ __all__ = [
     "Request",
     "Sample",
     "TaskFiles",
+    "command_line",
     "evaluate",
     "load_evaluation",
     "load_samples",

@@ -6,7 +6,8 @@ import ast
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -57,6 +58,20 @@ def quiet_libraries() -> None:
             "ignore", category=category, module=r"(torch|transformers|llmcompressor|compressed_tensors)\b.*"
         )
     logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+@contextmanager
+def evaluation_bar(total: int) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar over evaluations; what it gives is called with (done, total, what is done now)."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc="evaluating", unit="task", mininterval=1.0) as bar:
+
+        def show(done: int, _: int, doing: str) -> None:
+            bar.set_postfix_str(doing, refresh=False)
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def show_figure(drawing: Any, description: str) -> None:

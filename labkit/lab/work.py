@@ -18,6 +18,7 @@ from labkit.compare import Recovery, compare_evaluations
 from labkit.engine import run_script
 from labkit.errors import MissingResult
 from labkit.lab.binding import BASELINE
+from labkit.lab.notebook import evaluation_bar
 from labkit.lab.telling import Telling
 from labkit.profiles import EMBEDDED
 from labkit.tiny import corpus
@@ -109,21 +110,23 @@ class Lab(Telling):
 
     def evaluate(self, requests: Sequence[Request]) -> list[Evaluation]:
         """Runs the evaluations in a child process and puts every figure, with its settings, into the ledger."""
-        done = evaluation.evaluate(
-            requests,
-            workspace=self.workspace,
-            engine=self.profile.engine,
-            offline=self.offline,
-            data=self.parameters.data,
-            seed=self.profile.seed,
-            log=self.log("evaluation"),
-        )
+        with evaluation_bar(len(requests)) as bar:
+            done = evaluation.evaluate(
+                requests,
+                workspace=self.workspace,
+                engine=self.profile.engine,
+                offline=self.offline,
+                data=self.parameters.data,
+                seed=self.profile.seed,
+                log=self.log("evaluation"),
+                on_tick=bar,
+            )
         self.workspace.ledger.append(self._measurement_of(e) for e in done)
         return done
 
-    def compare(self, baseline: Evaluation, candidate: Evaluation) -> Recovery:
-        """Recovery of a candidate against the baseline on the same rows."""
-        return compare_evaluations(baseline, candidate)
+    def compare(self, baseline: Evaluation, candidate: Evaluation, first: int | None = None) -> Recovery:
+        """Recovery of a candidate against the baseline on the same rows, or on the first of them."""
+        return compare_evaluations(baseline, candidate, seed=self.profile.seed, first=first)
 
     def held_out_rows(self, rows: int = 16) -> list[list[int]]:
         """Token rows of the calibration's source that no quantize of this lab has seen."""

@@ -8,8 +8,8 @@ the linear layers that read it are divided by k,
 
     (x · diag(k)) (diag(1/k) Wᵀ) = x Wᵀ,
 
-which leaves every output as it was and makes every activation between the two k times larger. With k a power of two even
-the BF16 bits survive: only exponents move.
+which leaves every output as it was and makes every activation between the two k times larger. With k a power of two
+even the BF16 bits survive: only exponents move.
 """
 
 from __future__ import annotations

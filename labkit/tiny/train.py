@@ -179,7 +179,7 @@ def _load_state(path: Path, model: LlamaForCausalLM, optimizers: list[torch.opti
 
 
 @torch.no_grad()
-def solve(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[corpus.Problem]) -> list[str]:
+def solve(model: Any, tokenizer: PreTrainedTokenizerFast, problems: list[corpus.Problem]) -> list[str]:
     """Greedy answers, in batches, through the chat template."""
     answers = []
     tokenizer.padding_side = "left"
@@ -196,7 +196,7 @@ def solve(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, problems:
     return answers
 
 
-def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: int = 500) -> dict[str, Any]:
+def measure(model: Any, tokenizer: PreTrainedTokenizerFast, rows: int = 500) -> dict[str, Any]:
     """Exact match and story loss on rows that training never saw, with plain transformers (the labs use vLLM)."""
     test = corpus.problems("test", rows)
     right = sum(answer.strip() == p.answer for answer, p in zip(solve(model, tokenizer, test), test, strict=True))
@@ -241,7 +241,7 @@ def train(work: Path, config: TrainingConfig) -> tuple[LlamaForCausalLM, PreTrai
     return model.eval(), tokenizer
 
 
-def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, config: TrainingConfig) -> None:
+def export(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, config: TrainingConfig) -> None:
     """Writes the BF16 checkpoint and its manifest, next to the old one first, then in its place."""
     stage = folder.with_name(folder.name + ".part")
     shutil.rmtree(stage, ignore_errors=True)

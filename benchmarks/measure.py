@@ -1,0 +1,67 @@
+"""The instrument: a command as a whole process tree, from its start to its end. The same for both sides of a pair."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.results import Run
+from labkit import processes
+from labkit.engine import telling_lines
+from labkit.errors import ProcessFailed
+
+ROOT = Path(__file__).parents[1]
+SIDES = Path(__file__).parent / "sides"
+LONGEST_LOOK_SECONDS = 0.05  # between two looks at a process; what a wall time is uncertain by
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+def timed(
+    command: Sequence[str],
+    log: Path,
+    *,
+    deadline_seconds: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Run:
+    """Runs a command to its end and says what it took; raises ProcessFailed, with its log's telling lines, if it fails.
+
+    Memory is looked at every 2 ms at first, later every 50 ms: the largest sum of resident bytes over the process tree.
+    """
+    began = time.monotonic()
+    with processes.start(command, log, {**_without_labkit(), **(env or {})}, cwd) as child:
+        while child.poll() is None:
+            elapsed = time.monotonic() - began
+            if elapsed > deadline_seconds:
+                raise _failed(command, log, f"did not end within {deadline_seconds:.0f} s")
+            time.sleep(min(LONGEST_LOOK_SECONDS, 0.002 + elapsed / 50))
+        finished = child.finished()
+    if finished.returncode != 0:
+        raise _failed(command, log, f"ended with exit code {finished.returncode}")
+    return Run(round(finished.wall_seconds, 3), finished.peak_bytes)
+
+
+def interleaved(ours: Callable[[int], Run], theirs: Callable[[int], Run], pairs: int) -> tuple[list[Run], list[Run]]:
+    """A B A B ...: what else the machine does meets both sides alike. Each side is told the number of the pair."""
+    found: tuple[list[Run], list[Run]] = ([], [])
+    for number in range(pairs):
+        found[0].append(ours(number))
+        found[1].append(theirs(number))
+    return found
+
+
+def _without_labkit() -> dict[str, str]:
+    """A developer's LABKIT_ settings reach no benchmark; set to nothing they count as not set."""
+    return {name: "" for name in os.environ if name.startswith("LABKIT_")}
+
+
+def _failed(command: Sequence[str], log: Path, how: str) -> ProcessFailed:
+    lines = "\n".join(telling_lines(log)) or "(its log is empty)"
+    return ProcessFailed(
+        f"{processes.command_line(command)} {how}",
+        why=lines,
+        fix="mend it and measure again: a failed side has no time",
+    )

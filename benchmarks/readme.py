@@ -1,0 +1,54 @@
+"""Writes benchmarks/README.md from results.json: `python -m benchmarks.readme`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import table
+from benchmarks.results import RESULTS, Report, Result
+from labkit.ops import text
+from tools.readme_tables import markdown_table
+
+README = Path(__file__).with_name("README.md")
+
+HEAD = """\
+<!-- Generated from results.json by `python -m benchmarks.readme`. Do not edit. -->
+# Benchmarks
+
+labkit against the thing it replaces: `make bench` measures all of it again in under 20 minutes and writes results.json
+and this file; `make bench ARGS="--only fp8 --runs 5"` measures a part and writes nothing.
+
+Every side is a whole process, imports included: wall seconds from its start to its end, and the largest sum of resident
+memory over its process tree. The two sides of a pair take turns in the same run. A ratio is that of the medians, ours
+divided by theirs, with the smallest and largest of the single pairs; below 1 labkit is faster or smaller.
+"""
+
+
+def render(report: Report) -> str:
+    """The whole README as Markdown."""
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    parts = [
+        HEAD,
+        markdown_table(table.HEADER, [table.cells(row) for row in table.rows(report.results)]),
+        "",
+        f"Measured on {report.date[:10]} in {text.duration(report.wall_seconds)} on {report.machine}; {versions}.",
+        "",
+        "## What is compared",
+        "",
+        *(_described(result) for result in report.results),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _described(result: Result) -> str:
+    against = f" Against: {result.against}." if result.against else ""
+    checked = f" Checked: {result.checked}." if result.checked else ""
+    return f"- **{result.what}** (`--only {result.name}`).{against}{checked} Load average before: {result.load:.1f}."
+
+
+def main() -> None:
+    README.write_text(render(Report.from_json(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
