@@ -8,6 +8,7 @@ recovers); for any other model the same check prints what was observed and never
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from labkit.checkpoint import Finding
     from labkit.compare import Recovery
+    from labkit.evaluation import Evaluation
 
 MEMORY_SLACK_BYTES = 300_000_000  # what a process may keep of a quantize: caches of libraries, not weights
 PREDICTED_BYTES_TOLERANCE = 0.01
@@ -205,4 +207,20 @@ def setting_matters(right: float, wrong: float, setting: str, rows: int) -> Chec
         f"the baseline's score with and without {setting}, on {rows} rows",
         f"{right:.3f} with it, {wrong:.3f} without",
         f"the two runs were judged alike: is {setting} really set in one and not in the other?",
+    )
+
+
+def scores_are_whole(evaluations: Sequence[Evaluation]) -> Check:
+    """Every evaluation scored rows, not more than it was asked for, and its score is a number."""
+    bad = [
+        f"{e.request.variant} on {e.request.task.name} ({e.n} rows, score {e.value})"
+        for e in evaluations
+        if not (math.isfinite(e.value) and 0 < e.n <= (e.request.rows or e.n))
+    ]
+    rows = sum(e.n for e in evaluations)
+    return invariant(
+        not bad,
+        f"the scores and row counts of {len(evaluations)} evaluations",
+        "; ".join(bad) if bad else f"{rows:,} rows were scored, and every score is a number",
+        "the data set is empty, or the model computes NaN: look at the samples in results/",
     )

@@ -95,7 +95,7 @@ def bars(
         ax.axhline(line[0], color=RED, linewidth=1.2, linestyle="--", label=line[1])
     if log:
         ax.set_yscale("log")
-    ax.set_xticks(range(len(groups)), groups, fontsize=9, rotation=20 if max(map(len, groups)) > 14 else 0)
+    ax.set_xticks(range(len(groups)), groups, fontsize=9, rotation=20 if sum(map(len, groups)) > 80 else 0)
     ax.set_ylabel(ylabel)
     if len(series) > 1 or line:
         ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -36,17 +36,18 @@ STAGING = ".part-"
 def find_workspace(workspace: str = "", start: Path | None = None) -> Path:
     """The workspace folder: the argument, else `LABKIT_WORKSPACE`, else `workspace/` beside `notebooks/`.
 
-    The default is looked for from `start` (the current folder) upwards, then from this package's own checkout, so that
-    JupyterLab, papermill and labkit agree wherever they were started.
+    The notebooks are looked for from `start` upwards. Without it they are those of the checkout that this package is
+    imported from, so that JupyterLab, papermill and labkit agree wherever they were started; only a labkit that is
+    installed without its notebooks looks from the current folder.
     """
     named = workspace or os.environ.get("LABKIT_WORKSPACE", "")
     if named:
         return Path(named).expanduser().absolute()
-    start = (start or Path.cwd()).absolute()
-    for folder in [start, *start.parents, Path(__file__).parent.parent]:
+    places = [start] if start else [Path(__file__).parent.parent, Path.cwd()]
+    for folder in [each for place in places for each in (place.absolute(), *place.absolute().parents)]:
         if (folder / "notebooks" / "00_start_here.ipynb").exists():
             return folder / "workspace"
-    return start / "workspace"
+    return places[-1].absolute() / "workspace"
 
 
 def file_sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from labkit import checkpoint
 from labkit.calibration import CalibrationSet, calibration_set
@@ -88,6 +89,7 @@ def test_the_saved_checkpoint_computes_what_the_model_in_memory_computed(
     with torch.no_grad():
         again = checkpoint.load(job.final)(IDS).logits
     assert torch.equal(again, logits)
+    assert job.reload_difference() == 0.0
     assert job.fallbacks == ()
     assert len(job.gptq_layers) == (14 if needs_rows else 0)
 
@@ -102,6 +104,16 @@ def test_smoothquant_and_gptq_work_on_other_architectures(
     assert list(checkpoint.inspect(job.final).schemes.values()).count("int8-w8a8") == 14
     with torch.no_grad():
         assert torch.equal(checkpoint.load(job.final)(IDS).logits, logits)
+    assert job.reload_difference() == 0.0
+
+
+def test_a_checkpoint_that_is_not_what_was_in_memory_differs_on_reload(base: Path, tmp_path: Path) -> None:
+    job, _ = run(tmp_path / "out", base, rtn("W8A8"))
+    stored = load_file(job.final / "model.safetensors")
+    for kind, at_least in (("self_attn.q_proj", 0.0), ("mlp.down_proj", 0.001)):
+        stored[f"model.layers.1.{kind}.weight_scale"] *= 3
+        save_file(stored, job.final / "model.safetensors", metadata={"format": "pt"})
+        assert job.reload_difference() > at_least
 
 
 def test_the_manifest_says_how_it_was_made(base: Path, rows: CalibrationSet, tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ def test_an_argument_goes_before_the_environment_and_that_before_the_default(
     course: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(course)
-    assert find_workspace() == course / "workspace"
+    assert find_workspace() == Path(__file__).parents[1] / "workspace"  # this checkout's, not the current folder's
     monkeypatch.setenv("LABKIT_WORKSPACE", "elsewhere")
-    assert find_workspace() == course / "elsewhere"
+    assert find_workspace(start=course) == course / "elsewhere"
     assert find_workspace("/given") == Path("/given")
 
 

@@ -116,7 +116,7 @@ def _head(config: dict[str, Any], found: Inspection) -> Iterator[Finding]:
         if not any("lm_head" in target for claim in read_claims(config) for target in claim.targets):
             yield Finding(
                 "error",
-                "lm_head is quantized, and no target names it: to vLLM it is no Linear layer, so its scales fit nowhere",
+                "lm_head is quantized, and no target names it: to vLLM it is no Linear layer: its scales fit nowhere",
                 'put ignore=["lm_head"] into the recipe, or name it: targets=["Linear", "re:.*lm_head"]',
             )
         yield Finding(
