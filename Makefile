@@ -9,6 +9,8 @@ SHELL := bash
 .ONESHELL:
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
+# Waiting threads give way: on a busy machine spinning ones slow everything down many times over (labkit/engine.py).
+export OMP_WAIT_POLICY ?= PASSIVE
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -74,9 +74,19 @@ def _lm_eval(workspace: Path, variant: str, task_file: Path, output: Path, log: 
         command,
         log / f"theirs-{variant}.log",
         deadline_seconds=DEADLINE_SECONDS,
-        env=engine_env(engine, offline=True),
+        env=_environment(),
         cwd=output.parent.parent,
     )
+
+
+def _environment() -> dict[str, str]:
+    """The environment that labkit starts an engine with, but for the engine's place.
+
+    An engine inside the caller's process is part of what labkit does; a command line gets vLLM's default.
+    """
+    environment = engine_env(TINY.engine, offline=True)
+    del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]
+    return environment
 
 
 def _positions(checkpoint: Path) -> int:

@@ -49,9 +49,11 @@ def parameters_from(given: Mapping[str, Any]) -> Parameters:
 
 
 def quiet_libraries() -> None:
-    """Keeps library chatter out of the cells: warnings of theirs that no learner can act on, and loading bars."""
+    """Sets libraries up for a cell: no warnings that no learner can act on, no loading bars, threads that give way."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see engine.py
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")  # it warns on import; a quantize's own log has it all
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for category in (FutureWarning, DeprecationWarning, UserWarning):
         warnings.filterwarnings(
