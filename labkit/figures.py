@@ -187,7 +187,9 @@ def scoreboard(rows: Mapping[str, tuple[float, float, float]], description: str)
     for place, (accuracy, stderr, size) in zip(places, rows.values(), strict=True):
         color = GREY if place == 0 else RED if accuracy < baseline[0] - 0.05 else BLUE
         left.barh(place, accuracy, 0.6, color=color, xerr=stderr, error_kw={"elinewidth": 1.2})
-        left.annotate(f"{accuracy:.3f} ± {stderr:.3f}", (0.02, place), va="center", fontsize=9, color="white")
+        fits = accuracy > 0.4 * max(value for value, _, _ in rows.values())  # else the label stands beside its bar
+        label = {"va": "center", "fontsize": 9, "color": "white" if fits else "black"}
+        left.annotate(f"{accuracy:.3f} ± {stderr:.3f}", (0.02 if fits else accuracy + stderr + 0.03, place), **label)
         right.barh(place, size / 1e6, 0.6, color=color)
         right.annotate(f"{size / 1e6:.1f} MB", (0.2, place), va="center", fontsize=9, color="white")
     left.axvline(baseline[0], color=GREY, linewidth=1, linestyle="--")
