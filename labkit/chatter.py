@@ -37,7 +37,7 @@ def to_log(path: Path) -> Iterator[ChatterLog]:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     log = ChatterLog(path)
-    with open(path, "a", encoding="utf-8", buffering=1) as file, _Bar(file, sys.stderr) as bar:
+    with open(path, "a", encoding="utf-8", buffering=1) as file, _Bar(file, sys.stdout) as bar:
         logger.remove()
         logger.add(file, level="DEBUG", format="{time:YYYY-MM-DDTHH:mm:ss} | {level} | {name} | {message}")
         logger.add(
@@ -78,10 +78,10 @@ def _logging_to(file: TextIO) -> Iterator[None]:
 
 
 class _Bar(io.TextIOBase):
-    """In place of stderr: bars of libraries become steps of one bar on the real stderr; all else goes to the log."""
+    """In place of stderr: libraries' bars become one on stdout (stderr is red in JupyterLab); the rest is logged."""
 
-    def __init__(self, log: TextIO, stderr: TextIO) -> None:
-        self._log, self._stderr = log, stderr
+    def __init__(self, log: TextIO, shown: TextIO) -> None:
+        self._log, self._shown = log, shown
         self._bar: Any = None
 
     def write(self, text: str) -> int:
@@ -98,7 +98,7 @@ class _Bar(io.TextIOBase):
 
         if self._bar is None or self._bar.total != steps or step - 1 < self._bar.n:
             self.close_bar()
-            self._bar = tqdm(total=steps, desc="Quantizing", unit="block", file=self._stderr, leave=False, position=0)
+            self._bar = tqdm(total=steps, desc="Quantizing", unit="block", file=self._shown, leave=False, position=0)
         self._bar.update(step - 1 - self._bar.n)
 
     def close_bar(self) -> None:

@@ -128,19 +128,20 @@ class Job:
     def _begin(self) -> None:
         self.before_bytes = memory.device_bytes() or memory.process_bytes()
         self._measuring.enter_context(self._clock())
+        self._measuring.enter_context(memory.trimmed())
 
     def _end(self, release: bool) -> None:
         """Lets go of the models: llm-compressor's session holds one, and so may the notebook's variables."""
-        from compressed_tensors.offload import remove_dispatch
         from llmcompressor.core import reset_session
 
         self._measuring.close()
         reset_session()
         on_device = memory.device_bytes() > 0
         for model in self._models if release else []:
-            memory.release(remove_dispatch(model))  # saving wraps each module's tensors in a cache of its own
+            memory.release(model)
+        if not (release and self._models):  # else it was just done, and looking for garbage takes a third of a second
+            memory.return_free_memory()
         self._models.clear()
-        memory.return_free_memory()
         self.after_bytes = memory.device_bytes() if on_device else memory.process_bytes()
 
 

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,14 +37,14 @@ STAGING = ".part-"
 def find_workspace(workspace: str = "", start: Path | None = None) -> Path:
     """The workspace folder: the argument, else `LABKIT_WORKSPACE`, else `workspace/` beside `notebooks/`.
 
-    The notebooks are looked for from `start` upwards. Without it they are those of the checkout that this package is
-    imported from, so that JupyterLab, papermill and labkit agree wherever they were started; only a labkit that is
-    installed without its notebooks looks from the current folder.
+    The notebooks are those of the checkout that this package is imported from, so that JupyterLab and papermill agree
+    wherever they were started; only a labkit that is installed without its notebooks looks from the current folder
+    upwards. `start` is looked at first: the command line gives the folder in which it also finds the labs to run.
     """
     named = workspace or os.environ.get("LABKIT_WORKSPACE", "")
     if named:
         return Path(named).expanduser().absolute()
-    places = [start] if start else [Path(__file__).parent.parent, Path.cwd()]
+    places = [start or Path(__file__).parent.parent, Path(__file__).parent.parent, Path.cwd()]
     for folder in [each for place in places for each in (place.absolute(), *place.absolute().parents)]:
         if (folder / "notebooks" / "00_start_here.ipynb").exists():
             return folder / "workspace"
@@ -180,11 +181,15 @@ class Workspace:
     def new_run(self) -> Path:
         """A new folder under `runs/`, named by the UTC time; `runs/latest` points to it."""
         self.runs.mkdir(parents=True, exist_ok=True)
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")[:-3] + "Z"
-        run = self.runs / stamp
-        run.mkdir()
+        while True:
+            run = self.runs / (datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")[:-3] + "Z")
+            try:
+                run.mkdir()
+                break
+            except FileExistsError:
+                time.sleep(0.001)  # another run began in the same millisecond
         link = self.runs / f"{STAGING}latest-{os.getpid()}"
         link.unlink(missing_ok=True)
-        link.symlink_to(stamp)
+        link.symlink_to(run.name)
         link.replace(self.runs / "latest")
         return run

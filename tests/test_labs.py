@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_each_figure_is_a_picture_with_a_description_under_it(labs_run: LabsRun,
     found = 0
     for cell in executed(labs_run, lab).cells:
         outputs = [o for o in cell.get("outputs", []) if o.output_type == "display_data"]
-        for output, after in zip(outputs, [*outputs[1:], None], strict=True):
+        for output, after in itertools.zip_longest(outputs, outputs[1:]):
             if "image/png" in output.data:
                 found += 1
                 assert base64.b64decode(output.data["image/png"])[:4] == b"\x89PNG"

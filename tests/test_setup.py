@@ -76,7 +76,9 @@ def project(tmp_path: Path) -> Path:
 
 def make(root: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs make with pip cut off from every index but the project's wheels."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "MAKE", "LABKIT_"))}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "MAKE", "LABKIT_", "ARGS"))
+    }
     wheels = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": (root / "wheels").as_uri(), "PIP_CONFIG_FILE": os.devnull}
     environment = {**inherited, **wheels, "PYTHON": sys.executable, **variables}
     return subprocess.run(["make", *arguments], cwd=root, env=environment, capture_output=True, text=True)

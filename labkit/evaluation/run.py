@@ -128,8 +128,13 @@ def _job_request(number: int, request: Request, engine: Engine) -> dict[str, Any
         "chat_template": request.templated,
         "add_bos": request.adds_bos,
         "double_bos": request.double_bos,
-        "max_model_len": min(engine.max_model_len, _positions(request.checkpoint)),
+        "max_model_len": model_length(request.checkpoint, engine),
     }
+
+
+def model_length(folder: Path, engine: Engine) -> int:
+    """Tokens that an engine is started for: the profile's `max_model_len`, or what the model's positions allow."""
+    return min(engine.max_model_len, _positions(folder))
 
 
 def _by_engine(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import gc
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,6 +52,7 @@ def parameters_from(given: Mapping[str, Any]) -> Parameters:
 
 def quiet_libraries() -> None:
     """Sets libraries up for a cell: no warnings that no learner can act on, no loading bars, threads that give way."""
+    gc.set_threshold(100_000, 50, 100)  # looking for garbage is a quarter of what importing llm-compressor takes
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see engine.py
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -67,7 +70,7 @@ def evaluation_bar(total: int) -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar over evaluations; what it gives is called with (done, total, what is done now)."""
     from tqdm import tqdm
 
-    with tqdm(total=total, desc="evaluating", unit="task", mininterval=1.0) as bar:
+    with tqdm(total=total, desc="evaluating", unit="task", file=sys.stdout) as bar:  # stderr is red in JupyterLab
 
         def show(done: int, _: int, doing: str) -> None:
             bar.set_postfix_str(doing, refresh=False)

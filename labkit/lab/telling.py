@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit import hardware
-from labkit.errors import CheckFailed, LabError, Unsupported
+from labkit.errors import CheckFailed, LabError
 from labkit.lab import notebook
 from labkit.lab.binding import BASELINE, Binding
 
@@ -50,6 +49,7 @@ class Telling(Binding):
     def outcome(self, about: str, measured: float, form: str = "{:.3g}") -> None:
         """The guess beside what was measured."""
         guess = self.guesses.get(about)
+        measured += 0.0  # no "-0.000"
         said = "you made no guess" if guess is None else f"you guessed {form.format(guess)}"
         print(f"{about}: measured {form.format(measured)}; {said}.")
 
@@ -67,15 +67,6 @@ class Telling(Binding):
         if path := os.environ.get("LABKIT_SKIPS_FILE"):
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"part": part, "reason": reason}) + "\n")
-
-    def can(self, scheme: str, part: str) -> bool:
-        """Whether this machine and engine run a scheme; if not, the part is skipped with the matrix's reason."""
-        try:
-            hardware.require(scheme)
-        except Unsupported as error:
-            self.skip(part, str(error))
-            return False
-        return True
 
     def end(self) -> None:
         """The end mark: says what this lab still holds. A run counts as passed only if this was reached."""

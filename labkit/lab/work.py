@@ -148,7 +148,7 @@ class Lab(Telling):
         job = {
             "model": str(folder),
             "questions": list(questions),
-            "max_model_len": engine.max_model_len,
+            "max_model_len": evaluation.model_length(folder, engine),
             "enforce_eager": engine.enforce_eager,
         }
         return run_script(

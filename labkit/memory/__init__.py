@@ -22,6 +22,7 @@ from labkit.memory.measure import (
     return_free_memory,
 )
 from labkit.memory.predict import WeightBytes, weight_bytes
+from labkit.memory.trim import trimmed
 
 __all__ = [
     "QWEN_7B",
@@ -39,5 +40,6 @@ __all__ = [
     "process_bytes",
     "release",
     "return_free_memory",
+    "trimmed",
     "weight_bytes",
 ]

@@ -87,9 +87,14 @@ def return_free_memory() -> None:
     torch = _cuda_torch()
     if torch is not None:
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only; other C libraries return memory by themselves
-    if trim is not None:
-        trim(0)
+    trim()
+
+
+def trim() -> None:
+    """Makes glibc return all free pages of its heaps; other C libraries return memory by themselves."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 class Peak:

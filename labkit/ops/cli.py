@@ -121,10 +121,11 @@ def _results_options(parser: argparse.ArgumentParser) -> None:
 
 def _results(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
+    from pathlib import Path
 
     from labkit.workspace import Workspace, find_workspace
 
-    ledger = Workspace(find_workspace(arguments.workspace)).ledger
+    ledger = Workspace(find_workspace(arguments.workspace, Path.cwd())).ledger
     headlines = ledger.headlines()
     if arguments.json:
         print(json.dumps([asdict(measurement) for measurement in headlines], indent=2))

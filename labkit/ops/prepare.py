@@ -50,11 +50,12 @@ def prepare(request: Request, notebooks: Path | None = None) -> Prepared:
         raise UsageError(f"jobs is {request.jobs}", fix="give the number of labs to run at once, 1 or more")
     if not request.timeout_seconds > 0:
         raise UsageError(f"timeout is {request.timeout_seconds}", fix="give the seconds that one lab may take")
-    labs = find_labs(notebooks or find_notebooks())
+    folder = notebooks or find_notebooks()
+    labs = find_labs(folder)
     chosen = select_labs(labs, request.labs)
     pairs = [pair for pair in request.parameters if pair[0] not in ("profile", "workspace")]
     profile = get_profile(_single("profile", request.profile, request.parameters))
-    workspace = Workspace(find_workspace(_single("workspace", request.workspace, request.parameters)))
+    workspace = Workspace(find_workspace(_single("workspace", request.workspace, request.parameters), folder))
     parse_parameters(labs, pairs)  # a name that no lab knows, or a wrong value, before the plan depends on it
     given = dict(pairs)
     model = absolute(given.get("model", "") or os.environ.get("LABKIT_MODEL", ""))
