@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 if everything could be measured, bars met or not; 1 if a side failed."""
     arguments = _parser().parse_args(argv)
     names = arguments.only or list(BENCHMARKS)
-    began, results, errors = time.monotonic(), [], []
+    began, results, failures = time.monotonic(), [], []
     with tempfile.TemporaryDirectory(prefix="labkit-benchmarks-") as scratch:
         for name in names:
             print(f"{name} ...", file=sys.stderr, flush=True)
@@ -44,20 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                 load = os.getloadavg()[0]
                 results.append(replace(BENCHMARKS[name](folder, arguments.runs), load=round(load, 2)))
             except LabError as error:
-                errors.append(f"{name}: {error}")
+                failures.append(f"{name}: {error}")
     if results:
         print(table.terminal(results))
-    for error in errors:
-        print(f"\nNot measured: {error}", file=sys.stderr)
+    for failure in failures:
+        print(f"\nNot measured: {failure}", file=sys.stderr)
     report = Report(
         this_machine().label, stack_versions(), utc_now(), round(time.monotonic() - began, 1), tuple(results)
     )
     if arguments.output:
         Path(arguments.output).write_text(report.to_json(), encoding="utf-8")
-    elif not errors and not arguments.only and arguments.runs is None:
+    elif not failures and not arguments.only and arguments.runs is None:
         RESULTS.write_text(report.to_json(), encoding="utf-8")
         readme.main()
-    return 1 if errors else 0
+    return 1 if failures else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ from labkit.profiles import TINY
 NAME = "evaluate"
 VARIANTS = ("bf16", "fp8-dynamic", "int8-rtn", "int8-smoothquant-gptq")
 DEADLINE_SECONDS = 600.0
+BARS = (Bar("wall_seconds", 0.25), Bar("peak_bytes"))
 
 # One row as both sides judged it: row number, digest of the prompt, answer as the filter extracted it, score.
 Judged = tuple[int, str, str, float]
@@ -47,7 +48,7 @@ def run(scratch: Path, pairs: int | None) -> Result:
         name=NAME,
         what=f"Evaluate {len(VARIANTS)} variants on {TINY.main_task.limit} problems",
         against=f"{len(VARIANTS)} runs of `lm_eval run --model vllm` with the same task file and settings",
-        bars=(Bar("wall_seconds", 0.25), Bar("peak_bytes")),
+        bars=BARS,
         ours=tuple(our_runs),
         theirs=tuple(their_runs),
         checked=f"the same answer and score for each of {samples:,} samples, and equal figures for every variant",

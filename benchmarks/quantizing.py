@@ -62,11 +62,12 @@ class Quantize:
             bars=BARS,
             ours=tuple(ours),
             theirs=tuple(theirs),
-            checked=_same_weights(ours_final, theirs_final),
+            checked=same_weights(ours_final, theirs_final),
         )
 
 
-def _same_weights(ours: Path, theirs: Path) -> str:
+def same_weights(ours: Path, theirs: Path) -> str:
+    """Says that two checkpoints hold the same safetensors files; raises DataError if they don't."""
     files = [sorted(folder.glob("*.safetensors")) for folder in (ours, theirs)]
     digests = [[(file.name, file_sha256(file)) for file in found] for found in files]
     if not digests[0] or digests[0] != digests[1]:

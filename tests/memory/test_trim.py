@@ -1,0 +1,44 @@
+"""Free memory goes back while a process grows, not only at its end."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from labkit.memory import process_bytes, trimmed
+
+BLOCKS, BLOCK_VALUES = 4000, 15_000  # 60 kB each, which glibc serves from its heap
+HOLES_BYTES = BLOCKS * BLOCK_VALUES * 4 * 9 // 10
+GROWN_BYTES = 200_000_000
+
+
+def blocks_with_holes() -> list[torch.Tensor]:
+    """Every tenth of many blocks; what the others held lies between live ones, and the heap keeps it."""
+    return [torch.ones(BLOCK_VALUES) for _ in range(BLOCKS)][::10]
+
+
+def becomes_smaller_than(limit_bytes: int, within_seconds: float) -> bool:
+    end = time.monotonic() + within_seconds
+    while process_bytes() >= limit_bytes:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_holes_in_the_heap_go_back_once_the_process_grows() -> None:
+    kept = blocks_with_holes()
+    before = process_bytes()
+    with trimmed():
+        grown = torch.ones(GROWN_BYTES // 4)
+        assert becomes_smaller_than(before + GROWN_BYTES - HOLES_BYTES // 2, within_seconds=10)
+    assert all(block[-1] == 1 for block in [*kept, grown])
+
+
+def test_without_it_the_heap_keeps_them() -> None:
+    kept = blocks_with_holes()
+    before = process_bytes()
+    grown = torch.ones(GROWN_BYTES // 4)
+    assert not becomes_smaller_than(before + GROWN_BYTES - HOLES_BYTES // 2, within_seconds=0.5)
+    assert all(block[-1] == 1 for block in [*kept, grown])

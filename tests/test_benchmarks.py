@@ -1,0 +1,141 @@
+"""The arithmetic and the tables of the benchmarks, and that README and results.json say the same. Nothing is timed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as program
+from benchmarks import evaluating, measure, quantizing, readme, starting, table
+from benchmarks.results import RESULTS, Bar, Report, Result, Run
+from labkit.errors import DataError, ProcessFailed
+from labkit.profiles import TINY
+
+PAIR = Result(
+    name="pair",
+    what="Do a thing",
+    against="the thing",
+    bars=(Bar("wall_seconds", 1.05), Bar("peak_bytes", 1.05)),
+    ours=(Run(10.0, 1_100_000_000), Run(12.0, 1_000_000_000), Run(50.0, 1_000_000_000)),
+    theirs=(Run(20.0, 1_000_000_000), Run(10.0, 900_000_000), Run(10.0, 500_000_000)),
+    checked="both did the same",
+    load=0.25,
+)
+ALONE = Result("alone", "Start", "", (Bar("wall_seconds", 0.3),), (Run(0.32, 9_000_000), Run(0.1, 8_000_000)))
+REPORT = Report("a machine", {"torch": "2"}, "2026-11-21T10:00:00.000+00:00", 61.0, (PAIR, ALONE))
+
+
+def test_a_ratio_is_that_of_the_medians_and_its_spread_that_of_the_pairs() -> None:
+    wall, peak = table.rows([PAIR])
+    assert (wall.ours, wall.theirs) == (12.0, 10.0)
+    assert wall.ratio == table.Ratio(1.2, 0.5, 5.0)
+    assert peak.ratio == table.Ratio(1e9 / 9e8, 1.1, 2.0)
+
+
+def test_two_series_of_different_length_are_no_pairs() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        table.ratio([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize(("most", "verdict"), [(1.2, "met"), (1.19, "not met"), (None, "no bar")])
+def test_a_bar_is_met_up_to_its_own_value(most: float | None, verdict: str) -> None:
+    (row,) = table.rows([Result("pair", "", "", (Bar("wall_seconds", most),), PAIR.ours, PAIR.theirs)])
+    assert row.verdict == verdict
+
+
+def test_without_another_side_the_bar_holds_for_the_median_itself() -> None:
+    (row,) = table.rows([ALONE])
+    assert row.measured == pytest.approx(0.21)
+    assert row.verdict == "met"
+    assert table.cells(row) == ["Start: wall time", "0.21 s (2)", "–", "–", "≤ 0.30 s", "met"]
+
+
+def test_the_terminal_shows_every_quantity_and_what_was_checked() -> None:
+    lines = table.terminal([PAIR]).splitlines()
+    assert [cell.strip() for cell in lines[2].split("  ") if cell.strip()] == [
+        "Do a thing: wall time", "12.0 s (3)", "10.0 s (3)", "1.200 (0.500 to 5.000)", "≤ 1.05", "not met",
+    ]  # fmt: skip
+    assert "1.0 GB (3)" in lines[3]
+    assert "900.0 MB (3)" in lines[3]
+    assert lines[4] == "Do a thing: both did the same."
+
+
+def test_results_survive_json() -> None:
+    assert Report.from_json(REPORT.to_json()) == REPORT
+
+
+def test_the_readme_says_it_is_generated_and_shows_table_machine_and_date() -> None:
+    text = readme.render(REPORT)
+    assert "Generated from results.json by `python -m benchmarks.readme`. Do not edit." in text.splitlines()[0]
+    assert "| Do a thing: wall time | 12.0 s (3) | 10.0 s (3) | 1.200 (0.500 to 5.000) | ≤ 1.05 | not met |" in text
+    assert "Measured on 2026-11-21 in 1 min 01 s on a machine; torch 2." in text
+    assert "(`--only pair`). Against: the thing. Checked: both did the same. Load average before: 0.2." in text
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="no full run of `make bench` has been committed yet")
+def test_the_committed_readme_is_what_the_committed_results_become() -> None:
+    report = Report.from_json(RESULTS.read_text())
+    assert readme.README.read_text() == readme.render(report)
+    assert [result.name for result in report.results] == list(program.BENCHMARKS)
+
+
+def test_a_failed_side_is_an_error_with_its_logs_telling_lines(tmp_path: Path) -> None:
+    with pytest.raises(ProcessFailed, match=r"exit code 1[\s\S]*ValueError: too hot"):
+        measure.timed([sys.executable, "-c", "raise ValueError('too hot')"], tmp_path / "log", deadline_seconds=60)
+
+
+def test_a_side_that_does_not_end_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ProcessFailed, match="did not end within 0 s"):
+        measure.timed(
+            [sys.executable, "-c", "input()\nimport time; time.sleep(60)"], tmp_path / "log", deadline_seconds=0
+        )
+
+
+def test_peak_memory_is_that_of_the_whole_process_tree(tmp_path: Path) -> None:
+    child = "held = bytearray(200_000_000); import time; time.sleep(1)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    found = measure.timed([sys.executable, "-c", code], tmp_path / "log", deadline_seconds=60)
+    assert 200e6 < found.peak_bytes < 400e6
+    assert found.wall_seconds > 1
+
+
+def test_pairs_take_turns() -> None:
+    order: list[str] = []
+
+    def side(name: str) -> measure.Callable[[int], Run]:
+        return lambda number: order.append(f"{name}{number}") or Run(1.0, 1)  # type: ignore[func-returns-value]
+
+    ours, theirs = measure.interleaved(side("A"), side("B"), 2)
+    assert order == ["A0", "B0", "A1", "B1"]
+    assert len(ours) == len(theirs) == 2
+
+
+def test_weights_that_differ_are_an_error_not_a_result(tmp_path: Path) -> None:
+    for name, weights in (("ours", b"1"), ("theirs", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+    with pytest.raises(DataError, match="different weights"):
+        quantizing.same_weights(tmp_path / "ours", tmp_path / "theirs")
+    (tmp_path / "theirs" / "model.safetensors").write_bytes(b"1")
+    assert "byte for byte (1 bytes)" in quantizing.same_weights(tmp_path / "ours", tmp_path / "theirs")
+
+
+def test_nothing_is_written_by_a_run_of_a_part(tmp_path: Path) -> None:
+    before = RESULTS.read_bytes() if RESULTS.exists() else b""
+    command = [sys.executable, "-m", "benchmarks", "--only", "import", "--runs", "1", "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=measure.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "`import labkit`: wall time" in done.stdout
+    assert len(Report.from_json((tmp_path / "out").read_text()).results[0].ours) == 1
+    assert (RESULTS.read_bytes() if RESULTS.exists() else b"") == before
+
+
+def test_the_bars_are_those_that_were_agreed() -> None:
+    """Held here so that a bar can't be moved to where a result happens to be."""
+    assert [(bar.quantity, bar.most) for bar in quantizing.BARS] == [("wall_seconds", 1.05), ("peak_bytes", 1.05)]
+    assert evaluating.BARS[0] == Bar("wall_seconds", 0.25)
+    assert (starting.IMPORT_SECONDS, starting.LABS_SECONDS, starting.SETUP_SECONDS) == (0.3, 300.0, 300.0)
+    assert (len(evaluating.VARIANTS), TINY.main_task.limit) == (4, 500)
