@@ -42,7 +42,8 @@ HEAVY = {
     "transformers",
     "vllm",
 }
-OWNERS = ("labkit.numerics", "labkit.tiny.train")  # pure torch, and the training script
+TRAINING = ("labkit.tiny.documents", "labkit.tiny.scores", "labkit.tiny.train")
+OWNERS = ("labkit.numerics", *TRAINING)  # pure torch, and what the training script alone imports
 STANDALONE = ("guard", "engine_child")  # run by their path in an interpreter that may have no labkit
 
 

@@ -13,12 +13,19 @@ from labkit.checkpoint import Finding
 from labkit.checks import Check
 from labkit.compare import compare
 from labkit.errors import CheckFailed
+from labkit.evaluation import Evaluation, Request
 from labkit.lab import Lab
 from labkit.profiles import TINY, Parameters
 from labkit.workspace import Workspace
 
 GOOD = compare([1.0] * 95 + [0.0] * 5, [1.0] * 94 + [0.0] * 6)
 COLLAPSED = compare([1.0] * 95 + [0.0] * 5, [1.0] * 3 + [0.0] * 97)
+
+
+def scored(rows: int, value: float) -> Evaluation:
+    request = Request("bf16", Path("bf16"), TINY.main_task, limit=100)
+    return Evaluation(request, value, 0.0, rows, Path("samples.jsonl"), {}, {}, {}, 0.0)
+
 
 # name: (the check of a right result, the check of a spoilt one)
 PAIRS: dict[str, tuple[Callable[[], Check], Callable[[], Check]]] = {
@@ -63,6 +70,18 @@ PAIRS: dict[str, tuple[Callable[[], Check], Callable[[], Check]]] = {
     "setting matters": (
         lambda: checks.setting_matters(0.95, 0.1, "the chat template", 100),
         lambda: checks.setting_matters(0.95, 0.94, "the chat template", 100),
+    ),
+    "scores are whole": (
+        lambda: checks.scores_are_whole([scored(100, 0.9), scored(40, 0.0)]),
+        lambda: checks.scores_are_whole([scored(100, 0.9), scored(40, float("nan"))]),
+    ),
+    "some row was scored": (
+        lambda: checks.scores_are_whole([scored(1, 1.0)]),
+        lambda: checks.scores_are_whole([scored(0, 0.0)]),
+    ),
+    "no more rows were scored than asked for": (
+        lambda: checks.scores_are_whole([scored(100, 0.9)]),
+        lambda: checks.scores_are_whole([scored(101, 0.9)]),
     ),
 }
 

@@ -27,6 +27,8 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from labkit.tiny import corpus
+from labkit.tiny.documents import Document, chat, collate
+from labkit.tiny.scores import measure
 from labkit.tiny.tokenizer import train_tokenizer
 
 SAVE_EVERY = 200
@@ -75,17 +77,6 @@ def build_model(config: TrainingConfig, tokenizer: PreTrainedTokenizerFast) -> L
     ).float()
 
 
-# A document is a list of (text, is learned) pieces: questions are read, answers and stories are learned.
-Document = list[tuple[str, bool]]
-
-
-def _chat(turns: list[tuple[str, str]]) -> Document:
-    pieces: Document = [("<|bos|>", False)]
-    for user, assistant in turns:
-        pieces += [(f"<|user|>{user}<|end|><|assistant|>", False), (f"{assistant}<|end|>", True)]
-    return pieces
-
-
 def draw_documents(rng: random.Random, config: TrainingConfig) -> list[Document]:
     """The rows of one step: problems, or stories, or (fewer, longer) few-shot prompts in both layouts of lm-eval."""
 
@@ -105,33 +96,14 @@ def draw_documents(rng: random.Random, config: TrainingConfig) -> list[Document]
         for _ in range(max(8, config.rows_per_step // (shots + 1))):
             shown = [problem() for _ in range(shots + 1)]
             if rng.random() < 0.5:
-                documents.append(_chat([(corpus.prompt(p.question), f" {p.answer}") for p in shown]))
+                documents.append(chat([(corpus.prompt(p.question), f" {p.answer}") for p in shown]))
             else:
                 examples = "".join(f"{corpus.prompt(p.question)} {p.answer}\n\n" for p in shown[:-1])
-                documents.append(_chat([(examples + corpus.prompt(shown[-1].question), f" {shown[-1].answer}")]))
+                documents.append(chat([(examples + corpus.prompt(shown[-1].question), f" {shown[-1].answer}")]))
         return documents
     return [
-        _chat([(corpus.prompt(p.question), f" {p.answer}")]) for p in (problem() for _ in range(config.rows_per_step))
+        chat([(corpus.prompt(p.question), f" {p.answer}")]) for p in (problem() for _ in range(config.rows_per_step))
     ]
-
-
-def collate(documents: list[Document], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels, both [rows, longest], padded on the right; -100 where nothing is learned."""
-    rows = []
-    for document in documents:
-        ids: list[int] = []
-        labels: list[int] = []
-        for text, learned in document:
-            piece = tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids += piece
-            labels += piece if learned else [-100] * len(piece)
-        rows.append((ids, labels))
-    longest = max(len(ids) for ids, _ in rows)
-    pad = tokenizer.pad_token_id
-    return (
-        torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in rows]),
-        torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in rows]),
-    )
 
 
 def build_optimizers(model: LlamaForCausalLM, config: TrainingConfig) -> list[torch.optim.Optimizer]:
@@ -176,40 +148,6 @@ def _load_state(path: Path, model: LlamaForCausalLM, optimizers: list[torch.opti
         optimizer.load_state_dict(whole)
     with safe_open(path, "pt") as file:
         return int(file.metadata()["step"])
-
-
-@torch.no_grad()
-def solve(model: Any, tokenizer: PreTrainedTokenizerFast, problems: list[corpus.Problem]) -> list[str]:
-    """Greedy answers, in batches, through the chat template."""
-    answers = []
-    tokenizer.padding_side = "left"
-    for start in range(0, len(problems), 100):
-        prompts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": corpus.prompt(p.question)}], tokenize=False, add_generation_prompt=True
-            )
-            for p in problems[start : start + 100]
-        ]
-        batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
-        out = model.generate(**batch, max_new_tokens=40, do_sample=False)
-        answers += tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return answers
-
-
-def measure(model: Any, tokenizer: PreTrainedTokenizerFast, rows: int = 500) -> dict[str, Any]:
-    """Exact match and story loss on rows that training never saw, with plain transformers (the labs use vLLM)."""
-    test = corpus.problems("test", rows)
-    right = sum(answer.strip() == p.answer for answer, p in zip(solve(model, tokenizer, test), test, strict=True))
-    documents: list[Document] = [[("<|bos|>", False), (s.text, True)] for s in corpus.stories("test", rows)]
-    ids, labels = collate(documents, tokenizer)
-    with torch.no_grad():
-        loss = model(input_ids=ids, labels=labels).loss.item()
-    return {
-        "problems": rows,
-        "whole_answer_match": right / rows,
-        "stories": rows,
-        "story_loss_per_token": round(loss, 4),
-    }
 
 
 def train(work: Path, config: TrainingConfig) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
