@@ -59,10 +59,13 @@ def run_script(
     offline: bool,
     deadline_seconds: float,
     on_tick: Callable[[], None] | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Any:
     """Runs Python source in a supervised engine child and returns what it leaves in the variable `answer`.
 
     The source finds `argument` (anything JSON can hold) in the variable `job`. Everything it prints goes to `log`.
+    env: more of its environment, such as a key.
+
     Raises UsageError when `argument` is not JSON, ProcessFailed when the child raises (with the exception's own words),
     is killed, or outlasts `deadline_seconds`.
     """
@@ -84,7 +87,7 @@ def run_script(
             [processes.engine_python(), str(CHILD), name],
             log,
             deadline_seconds=deadline_seconds,
-            env=engine_env(engine, offline),
+            env={**engine_env(engine, offline), **(env or {})},
             on_tick=on_tick,
         )
         if finished.returncode == 0 and (folder / "answer.json").exists():

@@ -1,4 +1,5 @@
-"""Runs one script inside the engine's interpreter: `python engine_child.py FOLDER`.
+"""Runs inside the engine's interpreter: one script (`python engine_child.py FOLDER`), or the `vllm` command (`python
+engine_child.py vllm serve ...`), which can't be called by its own name where vLLM's CPU build is installed.
 
 FOLDER holds `script.py` and `job.json`. The script finds the job in the global `job` and leaves what it found, as JSON,
 in the global `answer`; that becomes `answer.json`, or `error.json` with the exception. This file knows nothing of
@@ -49,7 +50,16 @@ def _told(error: Exception) -> dict[str, object]:
     return {"type": type(error).__name__, "message": str(error), "where": where}
 
 
-def main(folder: str) -> int:
+def vllm(arguments: list[str]) -> None:
+    """The `vllm` command with these arguments."""
+    sys.argv = ["vllm", *arguments]
+    from vllm.entrypoints.cli.main import main
+
+    main()
+
+
+def run(folder: str) -> int:
+    """The script of a folder; the exit code."""
     script = os.path.join(folder, "script.py")
     with open(script, encoding="utf-8") as file:
         source = file.read()
@@ -67,8 +77,10 @@ def main(folder: str) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    code = main(sys.argv[1])
+if __name__ == "__main__" and sys.argv[1] == "vllm":
+    vllm(sys.argv[2:])
+elif __name__ == "__main__":
+    code = run(sys.argv[1])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # the answer is on disk: an engine's teardown can only hang or crash now

@@ -44,30 +44,30 @@ def signal_all(pids: list[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def reap() -> dict[int, int]:
-    """Collects the children that have ended: pid to exit code (negative for a signal)."""
+def reap() -> tuple[dict[int, int], bool]:
+    """Collects the children that have ended: pid to exit code (negative for a signal); and whether any are left."""
     ended: dict[int, int] = {}
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return ended
+            return ended, False
         if pid == 0:
-            return ended
+            return ended, True
         ended[pid] = os.waitstatus_to_exitcode(status)
 
 
 def end_all(grace: float) -> None:
-    """SIGTERM to every descendant, SIGKILL to those still there after the grace, until none is left."""
+    """SIGTERM to every descendant, SIGKILL to those still there after the grace, until none is left.
+
+    Orphans become the guard's children, so with no child left there is no descendant either. A process whose first
+    thread has ended looks like a zombie while its other threads still give its memory back: only then is it reaped.
+    """
     signal_all(descendants(), signal.SIGTERM)
     deadline = time.monotonic() + grace
-    while True:
-        reap()
-        left = descendants()
-        if not left:
-            return
+    while reap()[1]:
         if time.monotonic() > deadline:
-            signal_all(left, signal.SIGKILL)
+            signal_all(descendants(), signal.SIGKILL)
         time.sleep(0.02)
 
 
@@ -90,7 +90,7 @@ def main() -> int:
     while True:
         ready, _, _ = select.select([pipe, wake_read], [], [])
         woken = os.read(wake_read, 64) if wake_read in ready else b""
-        ended = reap()
+        ended, _ = reap()
         if child in ended:
             end_all(grace=0.5)
             code = ended[child]

@@ -21,7 +21,7 @@ FLOORS: tuple[set[str], ...] = (
     {"ledger", "profiles", "processes", "hardware", "memory", "numerics", "tiny"}
     | {"localdata", "activations", "chatter"},
     {"workspace", "engine", "rows"},
-    {"calibration", "checkpoint", "evaluation"},
+    {"calibration", "checkpoint", "evaluation", "serving"},
     {"compare", "quantize", "divergence"},
     {"figures", "checks"},
     {"widgets"},

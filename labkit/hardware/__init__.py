@@ -1,6 +1,7 @@
 """What this machine is (`machine`) and what each scheme meets on it (`table` and `capability`)."""
 
 from labkit.hardware.capability import Capability, capability, judge, require
+from labkit.hardware.compiler import compile_lacks
 from labkit.hardware.machine import Build, Gpu, Machine, engine_build, stack_versions, this_machine
 from labkit.hardware.table import HARDWARE, SCHEMES, TABLE
 
@@ -13,6 +14,7 @@ __all__ = [
     "Gpu",
     "Machine",
     "capability",
+    "compile_lacks",
     "engine_build",
     "judge",
     "require",

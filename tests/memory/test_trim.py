@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
+from collections.abc import Iterator
 
+import pytest
 import torch
 
 from labkit.memory import process_bytes, trimmed
@@ -42,3 +45,25 @@ def test_without_it_the_heap_keeps_them() -> None:
     grown = torch.ones(GROWN_BYTES // 4)
     assert not becomes_smaller_than(before + GROWN_BYTES - HOLES_BYTES // 2, within_seconds=0.5)
     assert all(block[-1] == 1 for block in [*kept, grown])
+
+
+@pytest.fixture
+def rare_collections() -> Iterator[None]:
+    """As labs set it up: garbage is looked for so seldom that it would not happen within the test."""
+    usual = gc.get_threshold()
+    gc.set_threshold(1_000_000, 50, 100)
+    yield
+    gc.set_threshold(*usual)
+
+
+@pytest.mark.usefixtures("rare_collections")
+def test_a_tensor_in_a_cycle_goes_once_the_process_grows() -> None:
+    before = process_bytes()
+    cycle: list[object] = [torch.ones(GROWN_BYTES // 4)]
+    cycle.append(cycle)
+    del cycle
+    assert process_bytes() > before + GROWN_BYTES // 2, "the cycle should hold its tensor until someone looks"
+    with trimmed():
+        grown = torch.ones(GROWN_BYTES // 4)
+        assert becomes_smaller_than(before + GROWN_BYTES * 3 // 2, within_seconds=10)
+    assert grown[-1] == 1

@@ -1,0 +1,161 @@
+"""Load on a server, measured by vLLM's own benchmark (`vllm bench serve`): many clients at once, random prompts.
+
+All loads of one server run in one child process, because starting the benchmark takes ten seconds and a load may take
+two. What a load asks for is fixed: so many requests of so many tokens in and out (`--ignore-eos`), from a seed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.engine import run_script
+from labkit.errors import ProcessFailed, UsageError
+from labkit.profiles import Engine
+from labkit.serving.server import Server
+
+CHILD = Path(__file__).with_name("load_child.py")
+
+
+@dataclass(frozen=True)
+class Load:
+    """`requests` requests, at most `concurrency` of them at once, each of `input_tokens` in and `output_tokens` out."""
+
+    concurrency: int
+    requests: int
+    input_tokens: int
+    output_tokens: int
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise UsageError(f"{name} is {value}", fix="give a whole number from 1 up")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What one load measured.
+
+    request_per_s and output_tok_per_s over the load's whole `wall_seconds`; over its requests, median and 99th
+    percentile of the time to the first token (`ttft`) and between two tokens (`itl`), in milliseconds.
+    """
+
+    load: Load
+    seed: int
+    wall_seconds: float
+    request_per_s: float
+    output_tok_per_s: float
+    ttft_ms: float
+    ttft_p99_ms: float
+    itl_ms: float
+    itl_p99_ms: float
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A figure over repeats of one load: the median, the smallest and the largest."""
+
+    median: float
+    low: float
+    high: float
+    repeats: int
+
+
+def repeated(results: Sequence[Loaded], metric: str) -> Repeated:
+    """The figure `metric` of Loaded over repeats of one load."""
+    values = [float(getattr(result, metric)) for result in results]
+    return Repeated(statistics.median(values), min(values), max(values), len(values))
+
+
+def bench_command(server: Server, tokenizer: Path, load: Load, seed: int) -> list[str]:
+    """The command line of one load, without the key (the benchmark reads it from $OPENAI_API_KEY)."""
+    command = ["vllm", "bench", "serve", "--backend", "openai", "--base-url", server.url.removesuffix("/v1")]
+    command += ["--model", server.model, "--tokenizer", str(tokenizer), "--dataset-name", "random"]
+    command += ["--random-input-len", str(load.input_tokens), "--random-output-len", str(load.output_tokens)]
+    command += ["--num-prompts", str(load.requests), "--max-concurrency", str(load.concurrency)]
+    command += ["--ignore-eos", "--temperature", "0", "--seed", str(seed)]
+    return [*command, "--percentile-metrics", "ttft,itl", "--metric-percentiles", "99"]
+
+
+def put_load(
+    server: Server,
+    loads: Sequence[Load],
+    *,
+    tokenizer: Path,
+    engine: Engine,
+    log: Path,
+    seed: int = 0,
+    offline: bool = True,
+    deadline_seconds: float = 3600.0,
+    on_tick: Callable[[int], None] | None = None,
+) -> list[Loaded]:
+    """Puts one load after another on a running server, and returns what each measured.
+
+    seed: of the first load; each further one takes the next, so that no prompt is cached from an earlier load.
+    on_tick: called with the number of loads done.
+
+    Raises UsageError for a load longer than the server's context, before anything is sent; ProcessFailed when the
+    server dies under the load or any request fails: a throughput over fewer requests would look whole.
+    """
+    for load in loads:
+        if load.input_tokens + load.output_tokens > engine.max_model_len:
+            raise UsageError(
+                f"{load.input_tokens} tokens in and {load.output_tokens} out are more than the server's context of "
+                f"{engine.max_model_len}",
+                fix="ask for fewer tokens, or serve with a larger max_model_len",
+            )
+    server.require_alive()
+    commands = [bench_command(server, tokenizer, load, seed + number) for number, load in enumerate(loads)]
+    progress = log.with_suffix(".progress")
+    progress.unlink(missing_ok=True)
+
+    def look() -> None:
+        server.require_alive()
+        if on_tick and progress.exists():
+            on_tick(int(progress.read_text()))
+
+    try:
+        answers = run_script(
+            CHILD.read_text(encoding="utf-8"),
+            {"commands": commands, "progress": str(progress)},
+            log=log,
+            engine=engine,
+            offline=offline,
+            deadline_seconds=deadline_seconds,
+            on_tick=look,
+            env={"OPENAI_API_KEY": server.key},
+        )
+    except ProcessFailed:
+        server.require_alive()  # a dead server is the cause, whatever its client says
+        raise
+    finally:
+        progress.unlink(missing_ok=True)
+    return [
+        _loaded(load, seed + number, answer, server)
+        for number, (load, answer) in enumerate(zip(loads, answers, strict=True))
+    ]
+
+
+def _loaded(load: Load, seed: int, answer: dict[str, Any], server: Server) -> Loaded:
+    expected = load.requests * load.output_tokens
+    if answer["completed"] != load.requests or answer["total_output_tokens"] != expected:
+        raise ProcessFailed(
+            f"{server.model} finished {answer['completed']} of {load.requests} requests and sent "
+            f"{answer['total_output_tokens']} of {expected} tokens",
+            why=f"a throughput over some of the requests would look whole; the first error: {answer['error']}",
+            fix=f"look at {server.log}",
+        )
+    return Loaded(
+        load=load,
+        seed=seed,
+        wall_seconds=answer["duration"],
+        request_per_s=answer["request_throughput"],
+        output_tok_per_s=answer["output_throughput"],
+        ttft_ms=answer["median_ttft_ms"],
+        ttft_p99_ms=answer["p99_ttft_ms"],
+        itl_ms=answer["median_itl_ms"],
+        itl_p99_ms=answer["p99_itl_ms"],
+    )

@@ -1,0 +1,201 @@
+"""vLLM's OpenAI server as a supervised child: on loopback, with a key, ready when it names our model, gone when left.
+
+    with serve(folder, engine=profile.engine, log=log) as server:
+        client = openai.OpenAI(base_url=server.url, api_key=server.key)
+
+The server is several processes (API server, engine core, workers). All of them run under `processes.start`'s guard, so
+none outlives the block, an error, or this process. vLLM's key guards `/v1` only (`/metrics` and `/tokenize` answer
+without it): the real guard is that it listens on 127.0.0.1 and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from labkit import hardware, processes
+from labkit.engine import CHILD, engine_env, telling_lines
+from labkit.errors import ProcessFailed, UsageError
+from labkit.profiles import Engine
+from labkit.serving.refusals import remedy
+
+HOST = "127.0.0.1"
+KEY_VARIABLE = "VLLM_API_KEY"  # vLLM looks there; a command line can be read by every user
+LOOK_SECONDS = 0.25
+
+
+class Server:
+    """A running server. Made by `serve`; ended by `stop`, by leaving its `with` block, or by this process's end.
+
+    url: the API's base, with `/v1`. key: what requests must carry. model: the name that requests ask for. command: how
+    the server would be started by hand. ready_seconds: from its start to its first answer.
+    """
+
+    def __init__(self, child: processes.Child, port: int, key: str, model: str, command: Sequence[str]) -> None:
+        self._child = child
+        self.port, self.key, self.model = port, key, model
+        self.command = tuple(command)
+        self.url = f"http://{HOST}:{port}/v1"
+        self.log = child.log
+        self.ready_seconds = 0.0
+        self._log_begin = 0
+
+    @property
+    def pid(self) -> int:
+        """The process that guards the server's processes."""
+        return self._child.pid
+
+    @property
+    def bytes(self) -> int:
+        """Resident bytes of all of the server's processes now."""
+        return processes.tree_bytes(self.pid)
+
+    @property
+    def alive(self) -> bool:
+        return self._child.poll() is None
+
+    def require_alive(self) -> None:
+        """Raises ProcessFailed, with its log's telling lines, if the server has ended."""
+        if not self.alive:
+            raise self._died("died")
+
+    def stop(self) -> None:
+        """Ends all of the server's processes; returns when none is left."""
+        self._child.stop()
+
+    def curl(self, key: str = f"${KEY_VARIABLE}") -> str:
+        """A command line that asks this server something; `key` is how the shell is to find the key."""
+        body = f'{{"model": "{self.model}", "messages": [{{"role": "user", "content": "Hello"}}], "max_tokens": 32}}'
+        return (
+            f'curl {self.url}/chat/completions -H "Authorization: Bearer {key}" '
+            f"-H 'Content-Type: application/json' -d {shlex.quote(body)}"
+        )
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:  # the key must not come into a notebook's output
+        return f"Server({self.model!r} at {self.url}, log {self.log})"
+
+    def _wait_until_ready(self, deadline_seconds: float, began: float) -> None:
+        import httpx
+
+        with httpx.Client(timeout=5.0, trust_env=False, headers={"Authorization": f"Bearer {self.key}"}) as client:
+            while True:
+                self.require_alive()
+                if self.model in _models(client, self.url):
+                    break
+                if time.monotonic() - began > deadline_seconds:
+                    raise self._died(f"was not ready within {deadline_seconds:.0f} s and was stopped")
+                time.sleep(LOOK_SECONDS)
+        self.ready_seconds = time.monotonic() - began
+
+    def _died(self, how: str) -> ProcessFailed:
+        lines = telling_lines(self.log, self._log_begin)
+        return ProcessFailed(
+            f"the server of {self.model} on port {self.port} {how}",
+            why="its log tells:\n" + "\n".join(lines) if lines else "its log says nothing of an error",
+            fix=f"{remedy(lines, self.port)}; the whole log is {self.log}",
+        )
+
+
+def _models(client: Any, url: str) -> list[str]:
+    """The names that a server answers to; none while it does not answer."""
+    import httpx
+
+    try:
+        answer = client.get(f"{url}/models")
+        return [model["id"] for model in answer.json()["data"]] if answer.status_code == 200 else []
+    except (httpx.HTTPError, ValueError, KeyError):
+        return []
+
+
+def serve(
+    checkpoint: Path,
+    *,
+    engine: Engine,
+    log: Path,
+    name: str = "",
+    port: int = 0,
+    options: Sequence[str] = (),
+    cache: Path | None = None,
+    offline: bool = True,
+    deadline_seconds: float = 600.0,
+) -> Server:
+    """Starts a server for a checkpoint and returns once it answers.
+
+    name: what requests call the model (default: the folder's name). port: 0 takes a free one. options: more arguments
+    of `vllm serve`. cache: where vLLM keeps what it compiles, for the next start. key: from $VLLM_API_KEY, else random.
+
+    Raises UsageError for a port in use or a folder that is no checkpoint, before anything is started; ProcessFailed
+    when the server dies or is not ready within `deadline_seconds`. Nothing is left running then.
+    """
+    if not (checkpoint / "config.json").is_file():
+        raise UsageError(f"{checkpoint} has no config.json", fix="give the folder of a checkpoint")
+    name = name or checkpoint.resolve().name
+    port = _free_port() if port == 0 else _require_free(port)
+    key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(24)
+    command = serve_command(checkpoint, name, port, engine, options)
+    env = engine_env(engine, offline) | {KEY_VARIABLE: key} | ({"VLLM_CACHE_ROOT": str(cache)} if cache else {})
+    del env["VLLM_ENABLE_V1_MULTIPROCESSING"]  # a server's engine is a process of its own
+    log_begin = log.stat().st_size if log.exists() else 0
+    began = time.monotonic()
+    child = processes.Child([processes.engine_python(), str(CHILD), *command], log, env)
+    server = Server(child, port, key, name, command)
+    server._log_begin = log_begin
+    try:
+        server._wait_until_ready(deadline_seconds, began)
+    except BaseException:  # Ctrl-C too: a server that nobody holds must not stay
+        server.stop()
+        raise
+    return server
+
+
+def serve_command(checkpoint: Path, name: str, port: int, engine: Engine, options: Sequence[str] = ()) -> list[str]:
+    """The command line that starts the server, without the key."""
+    command = ["vllm", "serve", str(checkpoint), "--served-model-name", name, "--host", HOST, "--port", str(port)]
+    command += ["--dtype", engine.dtype, "--max-model-len", str(engine.max_model_len)]
+    command += ["--disable-uvicorn-access-log"]  # a line for each request hides what matters in the log
+    if hardware.engine_build() == "cuda":
+        command += ["--gpu-memory-utilization", str(engine.gpu_memory_utilization)]
+    if engine.enforce_eager:
+        command += ["--enforce-eager"]
+    return [*command, *options]
+
+
+def compiling(engine: Engine) -> Engine:
+    """The same engine, compiling its model if this machine has what that takes (`hardware.compile_lacks` says)."""
+    return replace(engine, enforce_eager=bool(hardware.compile_lacks(processes.engine_python())))
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind((HOST, 0))
+        return int(found.getsockname()[1])
+
+
+def _require_free(port: int) -> int:
+    if not 1024 <= port <= 65535:
+        raise UsageError(f"port is {port}", fix="give one from 1024 to 65535, or 0 for any free one")
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((HOST, port))
+        except OSError as error:
+            raise UsageError(
+                f"port {port} is in use ({error.strerror})",
+                why="another program would answer in the server's place",
+                fix="give another port, or 0 for any free one",
+            ) from error
+    return port
