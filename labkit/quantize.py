@@ -128,7 +128,6 @@ class Job:
     def _begin(self) -> None:
         self.before_bytes = memory.device_bytes() or memory.process_bytes()
         self._measuring.enter_context(self._clock())
-        self._measuring.enter_context(memory.trimmed())
 
     def _end(self, release: bool) -> None:
         """Lets go of the models: llm-compressor's session holds one, and so may the notebook's variables."""
@@ -185,7 +184,7 @@ def quantizing(
     """
     import torch
 
-    with to_log(log) as chatter:
+    with to_log(log) as chatter, memory.trimmed():
         job = Job(final, base, base_name or checkpoint.short_name(str(base)), variant or final.name, chatter)
         torch.manual_seed(seed)
         job._begin()
