@@ -75,7 +75,6 @@ def test_the_readme_says_it_is_generated_and_shows_table_machine_and_date() -> N
     assert "(`--only pair`). Against: the thing. Checked: both did the same. Load average before: 0.2." in text
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="no full run of `make bench` has been committed yet")
 def test_the_committed_readme_is_what_the_committed_results_become() -> None:
     report = Report.from_json(RESULTS.read_text())
     assert readme.README.read_text() == readme.render(report)
