@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.measure import SIDES, interleaved, timed
 from benchmarks.results import Bar, Result, Run
-from labkit.engine import engine_env
+from labkit.engine import engine_env, model_length
 from labkit.errors import DataError
 from labkit.evaluation import load_samples
 from labkit.profiles import TINY
@@ -61,7 +61,7 @@ def _lm_eval(workspace: Path, variant: str, task_file: Path, output: Path, log: 
     model = {
         "pretrained": workspace / "checkpoints" / variant,
         "dtype": engine.dtype,
-        "max_model_len": min(engine.max_model_len, _positions(workspace / "checkpoints" / variant)),
+        "max_model_len": model_length(workspace / "checkpoints" / variant, engine),
         "enforce_eager": engine.enforce_eager,
         "seed": TINY.seed,
         "add_bos_token": False,  # the chat template writes it
@@ -88,11 +88,6 @@ def _environment() -> dict[str, str]:
     environment = engine_env(TINY.engine, offline=True)
     del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]
     return environment
-
-
-def _positions(checkpoint: Path) -> int:
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    return int(config["max_position_embeddings"])
 
 
 def _assert_equal(ours: Path, theirs: Path) -> int:

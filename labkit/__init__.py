@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         hardware,
         memory,
         numerics,
+        serving,
         tiny,
     )
     from labkit.compare import compare_evaluations
@@ -25,7 +26,18 @@ if TYPE_CHECKING:
     from labkit.evaluation import Request
     from labkit.lab import open_lab
 
-_MODULES = ("activations", "checkpoint", "checks", "evaluation", "figures", "hardware", "memory", "numerics", "tiny")
+_MODULES = (
+    "activations",
+    "checkpoint",
+    "checks",
+    "evaluation",
+    "figures",
+    "hardware",
+    "memory",
+    "numerics",
+    "serving",
+    "tiny",
+)
 _NAMES = {
     "LabError": "labkit.errors",
     "Request": "labkit.evaluation",
@@ -46,6 +58,7 @@ __all__ = [
     "memory",
     "numerics",
     "open_lab",
+    "serving",
     "tiny",
 ]
 

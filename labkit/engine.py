@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit import processes
-from labkit.errors import ProcessFailed, UsageError
+from labkit.errors import CheckpointError, ProcessFailed, UsageError
 
 if TYPE_CHECKING:
     from labkit.profiles import Engine
 
 CHILD = Path(__file__).with_name("engine_child.py")
+LONGEST_SOCKET_FOLDER = 107 - len("/00000000-0000-0000-0000-000000000000")
 
 
 def engine_env(engine: Engine, offline: bool) -> dict[str, str]:
@@ -48,6 +49,34 @@ def engine_env(engine: Engine, offline: bool) -> dict[str, str]:
     if offline:
         env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     return env
+
+
+def scratch_env(folder: Path) -> dict[str, str]:
+    """Makes `folder` the temporary one of an engine: vLLM leaves sockets and stores there, several each time it ends.
+
+    Where its path is too long for a socket's name (107 bytes) the engine keeps the usual one.
+    """
+    if len(str(folder)) > LONGEST_SOCKET_FOLDER:
+        return {}
+    folder.mkdir()
+    return {"TMPDIR": str(folder)}
+
+
+def model_length(folder: Path, engine: Engine) -> int:
+    """Tokens that an engine is started for: the profile's `max_model_len`, or what the model's positions allow.
+
+    An engine refuses to be asked for more. Raises CheckpointError for a folder whose config.json can't be read.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} is not a checkpoint: its config.json can't be read ({error})",
+            why="no engine would start with it",
+            fix="give the folder of a saved model",
+        ) from error
+    text = config.get("text_config", config)
+    return min(engine.max_model_len, int(text.get("max_position_embeddings") or engine.max_model_len))
 
 
 def run_script(
@@ -87,7 +116,7 @@ def run_script(
             [processes.engine_python(), str(CHILD), name],
             log,
             deadline_seconds=deadline_seconds,
-            env={**engine_env(engine, offline), **(env or {})},
+            env={**engine_env(engine, offline), **scratch_env(folder / "tmp"), **(env or {})},
             on_tick=on_tick,
         )
         if finished.returncode == 0 and (folder / "answer.json").exists():

@@ -20,6 +20,7 @@ from labkit.errors import DataError, UsageError
 
 Kind = Literal["accuracy", "perplexity", "size", "quantize", "throughput", "latency", "memory", "prediction"]
 Purpose = Literal["headline", "sweep", "trap"]
+SPEEDUP = "speedup"  # the metric that says how many times the baseline's throughput a variant has
 
 
 def utc_now() -> str:
@@ -32,9 +33,9 @@ class Measurement:
     """One number, with all that is needed to believe it.
 
     kind and metric say what was measured, `unit` in what, `n` over how many samples; `stderr`, `ci_low` and `ci_high`
-    are in the unit of `value`. `settings` holds whatever moves the number (template, BOS, few-shot, limit, seed, ...).
-    `purpose` is `headline` for what summaries show, `sweep` for a point of a curve, `trap` for a wrong way shown on
-    purpose.
+    are in the unit of `value`; of a throughput or latency, which are repeated, the smallest and largest repeat.
+    `settings` holds whatever moves the number (template, BOS, few-shot, limit, seed, ...). `purpose` is `headline` for
+    what summaries show, `sweep` for a point of a curve, `trap` for a wrong way shown on purpose.
     """
 
     kind: Kind

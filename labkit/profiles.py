@@ -13,6 +13,7 @@ from typing import Any, Literal
 from labkit.errors import UsageError
 
 EMBEDDED = "tiny"  # the model name that means the one inside the package
+SPEED = "speed-0.4b"  # and the one with random weights that is made on the spot, to measure speed with
 
 TaskKind = Literal["accuracy", "perplexity"]
 
@@ -60,6 +61,23 @@ class Engine:
 
 
 @dataclass(frozen=True)
+class Serving:
+    """What a server is measured with. model: whose speed, if not the profile's own.
+
+    concurrencies: clients at once; each sends one request after another, `requests_per_client` in all. repeats: of each
+    load, for the variants whose ratio counts.
+    """
+
+    model: str
+    concurrencies: tuple[int, ...]
+    requests_per_client: int = 1
+    input_tokens: int = 128
+    output_tokens: int = 64
+    prefill_tokens: int = 1024
+    repeats: int = 3
+
+
+@dataclass(frozen=True)
 class Profile:
     """Everything that differs between a laptop and a workbench."""
 
@@ -68,11 +86,13 @@ class Profile:
     tasks: tuple[Task, ...]
     calibration: Calibration
     engine: Engine
+    serving: Serving
     smoothing_strength: float
     dampening_frac: float
     sweep_rows: tuple[int, ...]  # calibration sizes that lab 02 compares
     sweep_limit: int  # rows scored at each point of a sweep
     trap_limit: int  # rows scored for a trap of lab 03, and the limit that is too small
+    long_fewshot: int  # worked examples that make a prompt of lab 05 long
     seed: int = 0
     needs_network: bool = False
 
@@ -82,7 +102,7 @@ class Profile:
         return next(task for task in self.tasks if task.kind == "accuracy")
 
     def with_limit(self, limit: int) -> Profile:
-        """The same profile with at most `limit` rows scored in each task, calibrated with at most as many."""
+        """The same profile with at most `limit` rows scored in each task, for calibration, and clients at once."""
         tasks = tuple(replace(task, limit=min(limit, task.limit or limit)) for task in self.tasks)
         rows = min(limit, self.calibration.rows)
         return replace(
@@ -92,6 +112,7 @@ class Profile:
             sweep_rows=tuple(sorted({min(rows, n) for n in self.sweep_rows})),
             sweep_limit=min(limit, self.sweep_limit),
             trap_limit=min(limit, self.trap_limit),
+            serving=replace(self.serving, concurrencies=tuple(c for c in self.serving.concurrencies if c <= limit)),
         )
 
 
@@ -104,11 +125,13 @@ TINY = Profile(
     ),
     calibration=Calibration("tiny", "calibration", rows=512, max_length=256),
     engine=Engine(max_model_len=2048),
+    serving=Serving(SPEED, concurrencies=(1, 8, 32)),
     smoothing_strength=0.8,
     dampening_frac=0.1,
     sweep_rows=(16, 512),
     sweep_limit=500,
     trap_limit=100,
+    long_fewshot=4,
 )
 
 WORKBENCH = Profile(
@@ -148,11 +171,13 @@ WORKBENCH = Profile(
         data_files=("calibration", "ultrachat_200k", "gsm8k_train", "gsm8k_train_1000"),
     ),
     engine=Engine(max_model_len=4096),
+    serving=Serving("", concurrencies=(1, 2, 4, 8, 16, 32, 64, 128), requests_per_client=4, output_tokens=128),
     smoothing_strength=0.8,
     dampening_frac=0.1,
     sweep_rows=(16, 512),
     sweep_limit=200,
     trap_limit=100,
+    long_fewshot=8,
     needs_network=True,
 )
 

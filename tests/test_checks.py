@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from labkit.checks import Check
 from labkit.compare import compare
 from labkit.errors import CheckFailed
 from labkit.evaluation import Evaluation, Request
+from labkit.hardware import judge
 from labkit.lab import Lab
 from labkit.profiles import TINY, Parameters
+from labkit.serving import Load, Loaded, Repeated
 from labkit.workspace import Workspace
 
 GOOD = compare([1.0] * 95 + [0.0] * 5, [1.0] * 94 + [0.0] * 6)
@@ -25,6 +28,13 @@ COLLAPSED = compare([1.0] * 95 + [0.0] * 5, [1.0] * 3 + [0.0] * 97)
 def scored(rows: int, value: float) -> Evaluation:
     request = Request("bf16", Path("bf16"), TINY.main_task, limit=100)
     return Evaluation(request, value, 0.0, rows, Path("samples.jsonl"), {}, {}, {}, 0.0)
+
+
+LOAD = Load(concurrency=8, requests=8, input_tokens=16, output_tokens=4)
+
+
+def loaded(output_tok_per_s: float) -> Loaded:
+    return Loaded(LOAD, 0, 1.0, 1.0, output_tok_per_s, 1.0, 1.0, 1.0, 1.0)
 
 
 # name: (the check of a right result, the check of a spoilt one)
@@ -83,7 +93,59 @@ PAIRS: dict[str, tuple[Callable[[], Check], Callable[[], Check]]] = {
         lambda: checks.scores_are_whole([scored(100, 0.9)]),
         lambda: checks.scores_are_whole([scored(101, 0.9)]),
     ),
+    "all answered": (
+        lambda: checks.all_answered(["1 + 1?"], ["2"]),
+        lambda: checks.all_answered(["1 + 1?", "2 + 2?"], ["2", " "]),
+    ),
+    "some question was asked": (lambda: checks.all_answered(["?"], ["!"]), lambda: checks.all_answered([], [])),
+    "rises first": (
+        lambda: checks.rises_first([1.0, 1.5, 9.0, 30.0], [1.0, 1.0, 1.2, 20.0], ("static", "dynamic")),
+        lambda: checks.rises_first([1.0, 1.0, 1.2, 20.0], [1.0, 1.5, 9.0, 30.0], ("static", "dynamic")),
+    ),
+    "both rise": (
+        lambda: checks.rises_first([1.0, 9.0], [1.0, 5.0], ("static", "dynamic")),
+        lambda: checks.rises_first([1.0, 9.0], [1.0, 1.0], ("static", "dynamic")),
+    ),
+    "cache is calibrated": (
+        lambda: checks.cache_is_calibrated({"0.k_scale": 0.1, "0.v_scale": 0.2}, 1),
+        lambda: checks.cache_is_calibrated({"0.k_scale": 0.1, "0.v_scale": 0.2}, 2),
+    ),
+    "scales of the cache are numbers above zero": (
+        lambda: checks.cache_is_calibrated({"0.k_scale": 0.1, "0.v_scale": 0.2}, 1),
+        lambda: checks.cache_is_calibrated({"0.k_scale": 0.0, "0.v_scale": 0.2}, 1),
+    ),
+    "loads are whole": (
+        lambda: checks.loads_are_whole({"bf16": {LOAD: [loaded(10.0)]}}),
+        lambda: checks.loads_are_whole({"bf16": {LOAD: [loaded(10.0)]}, "int8-rtn": {LOAD: []}}),
+    ),
+    "rates are numbers": (
+        lambda: checks.loads_are_whole({"bf16": {LOAD: [loaded(10.0)]}}),
+        lambda: checks.loads_are_whole({"bf16": {LOAD: [loaded(float("nan"))]}}),
+    ),
+    "servers are gone": (lambda: checks.servers_are_gone([]), lambda: checks.servers_are_gone(["bf16"])),
+    "faster": (
+        lambda: checks.faster(Repeated(1.5, 1.4, 1.6, 3), "int8-rtn", "decode", 1.2),
+        lambda: checks.faster(Repeated(1.1, 1.0, 1.3, 3), "int8-rtn", "decode", 1.2),
+    ),
+    "slower": (
+        lambda: checks.slower(Repeated(0.2, 0.2, 0.2, 1), "fp8-dynamic", "a short load"),
+        lambda: checks.slower(Repeated(1.2, 1.2, 1.2, 1), "fp8-dynamic", "a short load"),
+    ),
+    "tokens as predicted": (
+        lambda: checks.tokens_as_predicted(2_000, 2_010, "a cache"),
+        lambda: checks.tokens_as_predicted(2_000, 1_000, "a cache"),
+    ),
+    "as the matrix says": (
+        lambda: checks.as_the_matrix_says(judge("fp8-w8a8-static", "cpu-avx512-vnni", "cpu"), taken=False),
+        lambda: checks.as_the_matrix_says(judge("fp8-w8a8-static", "cpu-avx512-vnni", "cpu"), taken=True),
+    ),
 }
+
+
+def test_every_check_is_shown_both_ways() -> None:
+    shown = "".join(inspect.getsource(function) for pair in PAIRS.values() for function in pair)
+    judging = set(checks.__all__) - {"Check", "answer_is", "choice_is", "expectation", "invariant"}
+    assert sorted(name for name in judging if f"checks.{name}(" not in shown) == []
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -1,12 +1,14 @@
 """The engine child: what goes in, what comes out, and what is told when it fails."""
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from labkit.engine import engine_env, run_script, telling_lines
+from labkit.engine import engine_env, run_script, scratch_env, telling_lines
 from labkit.errors import ProcessFailed, UsageError
 from labkit.profiles import TINY
 from tests.models import make_model
@@ -39,6 +41,18 @@ def test_the_child_is_offline_and_quiet_and_says_so_in_its_environment(tmp_path)
     found = run("import os; answer = [os.environ.get(name) for name in job['names']]", tmp_path, names=names)
     assert found == ["1", "2", "1", "0"]
     assert "HF_HUB_OFFLINE" not in engine_env(TINY.engine, offline=False)
+
+
+def test_what_a_child_leaves_in_the_temporary_folder_goes_with_it(tmp_path):
+    found = run("import tempfile; answer = tempfile.mkdtemp()", tmp_path)
+    assert not Path(found).exists()
+
+
+def test_a_temporary_folder_with_too_long_a_name_for_sockets_is_not_used(tmp_path):
+    assert scratch_env(tmp_path / ("long" * 20)) == {}
+    short = Path(tempfile.mkdtemp(prefix="l", dir="/tmp"))
+    assert scratch_env(short / "tmp") == {"TMPDIR": str(short / "tmp")}
+    shutil.rmtree(short)
 
 
 def test_labkits_modules_do_not_become_top_level_modules_of_the_child(tmp_path):

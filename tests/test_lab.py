@@ -158,6 +158,7 @@ def test_the_vocabulary_of_the_notebooks_is_pinned() -> None:
         "memory",
         "numerics",
         "open_lab",
+        "serving",
         "tiny",
     ]
     for name in labkit.__all__:

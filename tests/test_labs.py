@@ -66,6 +66,39 @@ def test_the_four_scores_are_the_report_s_headline(labs_run: LabsRun) -> None:
         assert headline[variant]["stderr"] >= 0
 
 
+def test_the_speed_up_stands_in_the_report_as_it_was_measured(labs_run: LabsRun) -> None:
+    (int8,) = labs_run.ledger.headlines(metric="speedup", variant="int8-rtn")
+    rates = {
+        m.variant: m
+        for m in labs_run.ledger.headlines(metric="output_tok_per_s")
+        if m.settings["concurrency"] == int8.settings["concurrency"]
+    }
+    assert int8.value == pytest.approx(rates["int8-rtn"].value / rates["bf16"].value)
+    assert int8.ci_low <= int8.value <= int8.ci_high
+    for variant in ("bf16", "int8-rtn"):
+        assert rates[variant].settings["repeats"] == TINY.serving.repeats
+        assert rates[variant].settings["concurrency"] == TINY.serving.concurrencies[-1]
+        assert rates[variant].n == rates[variant].settings["requests"] * TINY.serving.repeats
+    (lab,) = [lab for lab in labs_run.report["labs"] if lab["name"] == "04_serving_throughput"]
+    assert f"speedup: int8-rtn {int8.value:.3f}" in lab["figure"]
+
+
+def test_every_load_went_into_the_ledger_with_its_machine(labs_run: LabsRun) -> None:
+    loads = [m for m in labs_run.ledger.newest(lab="04_serving_throughput") if m.kind in ("throughput", "latency")]
+    of_int8 = {m.settings["concurrency"] for m in loads if m.variant == "int8-rtn"}
+    assert set(TINY.serving.concurrencies) <= of_int8
+    assert {"output_tok_per_s", "request_per_s", "ttft_ms", "ttft_p99_ms", "itl_ms", "itl_p99_ms"} <= {
+        m.metric for m in loads
+    }
+    assert all(m.machine and m.n for m in loads)
+
+
+def test_an_fp8_cache_holds_twice_the_tokens(labs_run: LabsRun) -> None:
+    found = labs_run.ledger.newest(metric="cache_tokens")
+    assert len(found) == 3
+    assert len({m.value for m in found}) == 1
+
+
 def test_every_headline_was_measured_in_this_run_with_its_settings(labs_run: LabsRun) -> None:
     runs = {m.run for m in labs_run.ledger.read()}
     assert len(runs) == 1

@@ -33,6 +33,7 @@ COMMANDS = {
     "labkit doctor": HERE,
     "labkit run 00": HERE,
     "labkit results": HERE,
+    "labkit serve fp8-dynamic": "tests/ops/test_serve.py::test_the_printed_line_works_and_a_signal_ends_all_of_it",
     "papermill notebooks/00_start_here.ipynb executed.ipynb -p profile tiny": HERE,
     "make labs PROFILE=workbench": "[gpu] [hub]",
     "PIP_NO_DEPS=1 conda env create -f environment.yml": "[conda] [gpu]",

@@ -1,9 +1,10 @@
-"""What a workshop will run is what is run here: labs 01 to 03 by papermill, with other models and real data."""
+"""What a workshop will run is what is run here: the labs by papermill, with other models and real data."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -11,18 +12,20 @@ import pytest
 
 from labkit.checkpoint import short_name
 from labkit.ledger import Ledger
+from labkit.profiles import WORKBENCH
 from tests.conftest import ROOT, clean_environment
 from tests.models import Architecture, make_model
 
 LABS = ("01_fp8_rtn", "02_int8_smoothquant_gptq", "03_evaluation")
+SERVING = ("01_fp8_rtn", "04_serving_throughput", "05_static_fp8_kv_cache")
 ROWS = 20
 
 
-def run_labs(model: Path, data: Path, workspace: Path, out: Path) -> str:
-    """Executes the three labs by the papermill command on the workbench profile; returns what their cells printed."""
+def run_labs(model: Path, data: Path, workspace: Path, out: Path, labs: Sequence[str] = LABS) -> str:
+    """Executes labs by the papermill command on the workbench profile; returns what their cells printed."""
     out.mkdir()
     text = ""
-    for lab in LABS:
+    for lab in labs:
         executed = out / f"{lab}.ipynb"
         command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / f"{lab}.ipynb"), str(executed)]
         command += ["-p", "profile", "workbench", "-p", "workspace", str(workspace), "-p", "model", str(model)]
@@ -56,6 +59,24 @@ def test_labs_01_to_03_run_on_the_workbench_profile(tmp_path: Path, shared_data:
     assert {m.kind for m in scored.values()} == {"accuracy", "perplexity"}
     checkpoints = {path.name for path in (tmp_path / "workspace" / "checkpoints").iterdir()}
     assert {"Small-Qwen2--fp8-dynamic", "Small-Qwen2--int8-smoothquant-gptq"} <= checkpoints
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_labs_04_and_05_run_on_the_workbench_profile(tmp_path: Path, shared_data: Path) -> None:
+    model = make_model(tmp_path / "Small-Qwen2", "qwen2")
+    text = run_labs(model, shared_data, tmp_path / "workspace", tmp_path / "out", SERVING)
+    for lab in SERVING:
+        assert f"End of {lab}." in text
+
+    ledger = Ledger(tmp_path / "workspace" / "ledger.jsonl")
+    name = short_name(str(model))
+    loads = [m for m in ledger.read() if m.metric == "output_tok_per_s" and m.variant == "bf16"]
+    clients = [c for c in WORKBENCH.serving.concurrencies if c <= ROWS]
+    assert {m.settings["concurrency"] for m in loads} >= set(clients)
+    assert {m.model for m in loads} == {name}, "a workshop measures the speed of its own model"
+    assert next(m.settings["num_fewshot"] for m in ledger.read() if m.variant == "e4m3, calibrated") == 8
+    assert {m.model for m in ledger.headlines(variant="fp8-static", kind="accuracy")} == {name}
 
 
 @pytest.mark.long

@@ -37,8 +37,8 @@ SECRET = re.compile(
     r"hf_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|sk-[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*KEY"
 )
 ABSOLUTE = re.compile(r"""(?<![\w.:/<-])(?:/(?:home|root|work|tmp|opt|usr|mnt|data|var|etc|srv|Users)/|~/|[A-Z]:\\)""")
-HEAVY = {"oneshot", "model_free_ptq", "quantizing", "evaluate", "run_script"}
-ENGINES = {"evaluate", "run_script"}
+HEAVY = {"oneshot", "model_free_ptq", "quantizing", "evaluate", "run_script", "serve", "put_load"}
+ENGINES = {"evaluate", "run_script", "serve", "put_load"}
 CHECKS = {"check", "exercise"}
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: found, loaded strictly, saved atomically, described, and judged by what the serving stack accepts."""
 
+from labkit.checkpoint.cache import cache_scales, rescale_cache
 from labkit.checkpoint.files import read_config
 from labkit.checkpoint.inspect import Inspection, Layer, TensorGroup, inspect
 from labkit.checkpoint.lint import Finding, lint
@@ -13,11 +14,13 @@ __all__ = [
     "Inspection",
     "Layer",
     "TensorGroup",
+    "cache_scales",
     "inspect",
     "lint",
     "load",
     "load_tokenizer",
     "read_config",
+    "rescale_cache",
     "resolve_model",
     "save",
     "short_name",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from labkit.checkpoint.files import refuse_unsafe
 from labkit.errors import CheckpointError, UsageError
-from labkit.profiles import EMBEDDED
+from labkit.profiles import EMBEDDED, SPEED
 
 WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "tokenizer*"]
 UNWANTED_FILES = ["original/*", "consolidated*", "*.gguf", "onnx/*"]  # the same weights again, in other formats
@@ -27,7 +27,7 @@ def short_name(model: str) -> str:
         raise UsageError(
             f"no name can be made of the model {model!r}", fix="give a folder or a hub id with letters in it"
         )
-    return f"{name}-folder" if name == EMBEDDED else name
+    return f"{name}-folder" if name in (EMBEDDED, SPEED) else name
 
 
 def resolve_model(model: str, *, offline: bool) -> Path:

@@ -10,7 +10,7 @@ nothing silently, and keeps what came out.
 
 from labkit.evaluation.command import command_line
 from labkit.evaluation.request import Evaluation, Request, Sample, load_evaluation, load_samples
-from labkit.evaluation.run import evaluate, model_length
+from labkit.evaluation.run import evaluate
 from labkit.evaluation.tasks import TaskFiles, split_wikitext, task_files
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "evaluate",
     "load_evaluation",
     "load_samples",
-    "model_length",
     "split_wikitext",
     "task_files",
 ]

@@ -119,6 +119,7 @@ def load(job: dict[str, Any], request: dict[str, Any]) -> Any:
         add_bos_token=add_bos,
         prefix_token_id=prefix,
         batch_size="auto",
+        kv_cache_dtype=request["kv_cache_dtype"],
         **memory,
     )
 
@@ -197,7 +198,16 @@ def evaluate(lm: Any, job: dict[str, Any], request: dict[str, Any]) -> dict[str,
             "task_version": found["versions"].get(name),
         },
         "wall_seconds": time.monotonic() - began,
+        "cache_tokens": cache_tokens(lm),
     }
+
+
+def cache_tokens(lm: Any) -> int:
+    """Tokens that the engine's KV cache holds; 0 where there is no engine."""
+    if not hasattr(lm.model, "llm_engine"):
+        return 0
+    cache = lm.model.llm_engine.vllm_config.cache_config
+    return int(cache.num_gpu_blocks * cache.block_size)  # "gpu" on a CPU, too
 
 
 def shut_down(lm: Any) -> None:

@@ -29,10 +29,10 @@ def command_line(request: Request, engine: Engine, seed: int = 0) -> str:
         f"--model {request.backend}",
         "--model_args " + shlex.quote(",".join(f"{name}={value}" for name, value in model.items())),
         f"--tasks {task.name}" + (f" --include_path {DEFINITIONS}" if task.name in GENERATED else ""),
-        f"--num_fewshot {task.num_fewshot} --seed {seed} --batch_size auto --log_samples",
+        f"--num_fewshot {request.examples} --seed {seed} --batch_size auto --log_samples",
     ]
     if request.templated:
-        options.append("--apply_chat_template" + (" --fewshot_as_multiturn" if task.num_fewshot else ""))
+        options.append("--apply_chat_template" + (" --fewshot_as_multiturn" if request.examples else ""))
     if request.rows:
         options.append(f"--limit {request.rows}")
     return " \\\n    ".join(["lm_eval run", *options])

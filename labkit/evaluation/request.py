@@ -28,7 +28,8 @@ Backend = Literal["vllm", "hf"]
 class Request:
     """One checkpoint on one task.
 
-    chat_template, limit: None takes the task's; a limit of None there means all rows. add_bos: whether the tokenizer
+    chat_template, num_fewshot, limit: None takes the task's; a limit of None there means all rows. kv_cache_dtype:
+    vLLM's, "auto" for what the checkpoint says. add_bos: whether the tokenizer
     puts BOS before a prompt; None means no where something else writes it (a chat template; lm-eval's rolling window),
     yes elsewhere. double_bos: the trap, see above. Raises UsageError for combinations that lm-eval does not have.
     """
@@ -41,6 +42,8 @@ class Request:
     double_bos: bool = False
     chat_template: bool | None = None
     limit: int | None = None
+    num_fewshot: int | None = None
+    kv_cache_dtype: str = "auto"
     purpose: Purpose = "headline"
 
     def __post_init__(self) -> None:
@@ -48,6 +51,12 @@ class Request:
             raise UsageError(f"backend is {self.backend!r}", fix="use vllm or hf")
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"limit is {self.limit}", fix="give a number of rows, or None for the task's own limit")
+        if self.kv_cache_dtype != "auto" and self.backend != "vllm":
+            raise UsageError(
+                f"kv_cache_dtype is {self.kv_cache_dtype!r} with the {self.backend} backend",
+                why="only vLLM has a cache of its own",
+                fix='use backend="vllm", or leave it out',
+            )
         if self.templated and self.task.kind == "perplexity":
             raise UsageError(
                 f"{self.task.name} through a chat template",
@@ -76,6 +85,11 @@ class Request:
         if self.add_bos is not None:
             return self.add_bos
         return self.task.kind == "accuracy" and not self.templated
+
+    @property
+    def examples(self) -> int:
+        """How many worked examples stand in the prompt."""
+        return self.task.num_fewshot if self.num_fewshot is None else self.num_fewshot
 
     @property
     def rows(self) -> int | None:
@@ -107,7 +121,8 @@ class Evaluation:
 
     value is lm-eval's own figure; stderr its standard error over the rows, from `score` and `weight` (the linearised
     ratio; for a plain mean that is lm-eval's formula). `samples` is a JSONL file of `Sample`s, `metrics` every figure
-    that lm-eval gave ("exact_match,strict-match": 0.94), `settings` what moves a score, `versions` of the child.
+    that lm-eval gave ("exact_match,strict-match": 0.94), `settings` what moves a score, `versions` of the child,
+    `cache_tokens` how many tokens the engine's KV cache holds (0: no vLLM).
     """
 
     request: Request
@@ -119,6 +134,7 @@ class Evaluation:
     metrics: dict[str, float]
     versions: dict[str, str]
     wall_seconds: float = field(compare=False)
+    cache_tokens: int = 0
 
 
 def standard_error(samples: Sequence[Sample], kind: str) -> float:

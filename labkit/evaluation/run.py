@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from labkit import engine as engines
-from labkit.errors import CheckpointError
 from labkit.evaluation.request import Evaluation, Request, Sample, save_evaluation, standard_error
 from labkit.evaluation.tasks import TaskFiles, english_text, task_files
 from labkit.profiles import Engine
@@ -115,46 +114,28 @@ def _job_request(number: int, request: Request, engine: Engine) -> dict[str, Any
     trap = request.double_bos and task.kind == "accuracy"  # only there lm-eval's prefix token differs
     return {
         "number": number,
-        "engine_key": f"{request.checkpoint}|{request.backend}|{request.adds_bos}|{trap}",
+        "engine_key": f"{request.checkpoint}|{request.backend}|{request.adds_bos}|{trap}|{request.kv_cache_dtype}",
         "variant": request.variant,
         "checkpoint": str(request.checkpoint),
         "task": task.name,
         "kind": task.kind,
         "metric": task.metric,
         "filter": task.filter,
-        "num_fewshot": task.num_fewshot,
+        "num_fewshot": request.examples,
         "limit": request.rows,
         "backend": request.backend,
+        "kv_cache_dtype": request.kv_cache_dtype,
         "chat_template": request.templated,
         "add_bos": request.adds_bos,
         "double_bos": request.double_bos,
-        "max_model_len": model_length(request.checkpoint, engine),
+        "max_model_len": engines.model_length(request.checkpoint, engine),
     }
-
-
-def model_length(folder: Path, engine: Engine) -> int:
-    """Tokens that an engine is started for: the profile's `max_model_len`, or what the model's positions allow."""
-    return min(engine.max_model_len, _positions(folder))
 
 
 def _by_engine(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same with requests for one engine together, engines in the order of their first request."""
     keys = list(dict.fromkeys(job["engine_key"] for job in jobs))
     return sorted(jobs, key=lambda job: keys.index(job["engine_key"]))
-
-
-def _positions(checkpoint: Path) -> int:
-    """The longest sequence that a checkpoint's config allows: an engine refuses to be asked for more."""
-    try:
-        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{checkpoint} is not a checkpoint: its config.json can't be read ({error})",
-            why="nothing can be evaluated there",
-            fix="give the folder of a saved model",
-        ) from error
-    text = config.get("text_config", config)
-    return int(text.get("max_position_embeddings") or 2**31 - 1)
 
 
 def _ticker(progress: Path, before: int, total: int, on_tick: Tick | None) -> Callable[[], None] | None:
@@ -183,7 +164,7 @@ def _settings(
         "task": request.task.name,
         "filter": request.task.filter,
         "backend": request.backend,
-        "num_fewshot": request.task.num_fewshot,
+        "num_fewshot": request.examples,
         "fewshot_as_multiturn": request.templated,
         "limit": request.rows,
         "seed": seed,
@@ -192,6 +173,7 @@ def _settings(
         "max_model_len": job["max_model_len"],
         "dtype": engine.dtype,
         "enforce_eager": engine.enforce_eager,
+        "kv_cache_dtype": request.kv_cache_dtype,
         "data": files.data,
         **result["settings"],
     }
@@ -212,6 +194,7 @@ def _finished(
         metrics=result["metrics"],
         versions=versions,
         wall_seconds=result["wall_seconds"],
+        cache_tokens=result["cache_tokens"],
     )
     save_evaluation(evaluation, samples)
     return evaluation

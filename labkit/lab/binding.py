@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from labkit import checkpoint, hardware
 from labkit.ledger import Measurement
-from labkit.profiles import EMBEDDED, Parameters, Profile
+from labkit.profiles import EMBEDDED, SPEED, Parameters, Profile
 from labkit.workspace import Workspace
 
 BASELINE = "bf16"
@@ -31,8 +32,12 @@ class Binding:
 
     @property
     def embedded(self) -> bool:
-        """Whether this is the embedded model, whose story is known: only then do expectations stop a lab."""
         return self.model_source == EMBEDDED
+
+    @property
+    def own_model(self) -> bool:
+        """Whether this is one of labkit's own models, whose story is known: only then do expectations stop a lab."""
+        return self.model_source in (EMBEDDED, SPEED)
 
     @property
     def offline(self) -> bool:
@@ -41,7 +46,11 @@ class Binding:
     @property
     def model_name(self) -> str:
         """The model's short name, as the ledger and the checkpoints' folders spell it."""
-        return EMBEDDED if self.embedded else checkpoint.short_name(self.model_source)
+        return self.model_source if self.own_model else checkpoint.short_name(self.model_source)
+
+    def log(self, what: str) -> Path:
+        """The file that library chatter of one step goes to."""
+        return self.workspace.root / "logs" / self.name / f"{what}.log"
 
     def measurement(self, kind: Any, metric: str, value: float, *, variant: str, **more: Any) -> Measurement:
         """A ledger line of this lab, this model and this machine."""

@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 from labkit.errors import UsageError
 from labkit.profiles import Parameters
 
+OUTPUT_WIDTH = 96  # characters that a cell's output shows in JupyterLab on a small screen
 INJECTED = "# Parameters"  # how papermill begins the cell it injects
 
 
@@ -77,6 +79,24 @@ def evaluation_bar(total: int) -> Iterator[Callable[[int, int, str], None]]:
             bar.update(done - bar.n)
 
         yield show
+
+
+@contextmanager
+def progress_bar(total: int, what: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar; what it gives is called with the number that is done."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, unit=unit, file=sys.stdout) as bar:  # stderr is red in JupyterLab
+
+        def show(done: int) -> None:
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def wrapped(text: str) -> str:
+    """A sentence in lines that fit a notebook's output, which breaks longer ones in the middle of a word."""
+    return textwrap.fill(text, OUTPUT_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def show_figure(drawing: Any, description: str) -> None:

@@ -22,12 +22,12 @@ class Telling(Binding):
 
     def check(self, check: Check) -> None:
         """Prints a judgement; one that fails stops the lab, unless it is an expectation and this is another model."""
-        if check.kind == "expectation" and not self.embedded:
-            print(f"observed: {check.looked_at}: {check.found}.")
+        if check.kind == "expectation" and not self.own_model:
+            print(notebook.wrapped(f"observed: {check.looked_at}: {check.found}."))
             return
         if not check.ok:
             raise CheckFailed(f"Looked at {check.looked_at}: {check.found}.", fix=check.fix)
-        print(f"✔ Looked at {check.looked_at}: {check.found}.")
+        print(notebook.wrapped(f"✔ Looked at {check.looked_at}: {check.found}."))
 
     def exercise(self, check: Check | None) -> None:
         """Prints how an exercise stands: not yet, right, or a hint."""

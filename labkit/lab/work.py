@@ -7,19 +7,20 @@ notebooks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit import calibration, checkpoint, divergence, evaluation, hardware, quantize, tiny
 from labkit.compare import Recovery, compare_evaluations
-from labkit.engine import run_script
+from labkit.engine import model_length, run_script
 from labkit.errors import MissingResult
 from labkit.lab.binding import BASELINE
 from labkit.lab.notebook import evaluation_bar
-from labkit.lab.telling import Telling
+from labkit.lab.serving import Serving
 from labkit.profiles import EMBEDDED
 from labkit.tiny import corpus
 from labkit.workspace import publishing, read_manifest
@@ -34,23 +35,39 @@ if TYPE_CHECKING:
 SCRIPT_SECONDS = 1800.0
 
 
-class Lab(Telling):
+class Lab(Serving):
     """One notebook's view of its profile and workspace."""
 
     @cached_property
     def base(self) -> Path:
-        """The folder of the unquantized model; the embedded one is written on first use, with its planted outliers."""
-        if not self.embedded:
+        """The folder of the unquantized model; one of labkit's own is written on first use."""
+        if not self.own_model:
             return checkpoint.resolve_model(self.model_source, offline=self.offline)
         final = self.checkpoint(BASELINE)
         if not final.exists():
-            with publishing(final, base=EMBEDDED, variant=BASELINE, outlier_factor=tiny.OUTLIER_FACTOR) as stage:
-                tiny.materialize(stage)
+            facts = {"outlier_factor": tiny.OUTLIER_FACTOR} if self.embedded else {"seed": tiny.SPEED_SEED}
+            with publishing(final, base=self.model_source, variant=BASELINE, **facts) as stage:
+                (tiny.materialize if self.embedded else tiny.materialize_speed_model)(stage)
         return final
+
+    def with_outliers(self, k: float) -> Lab:
+        """The same lab on the embedded model with its planted outliers k times as large as the channel was."""
+        folder = self.workspace.root / "cache" / "planted" / f"{EMBEDDED}-k{k:.0f}"
+        if not folder.exists():
+            with publishing(folder, base=EMBEDDED, variant=BASELINE, outlier_factor=k) as stage:
+                tiny.materialize(stage, k)
+        return replace(self, parameters=replace(self.parameters, model=str(folder)))
+
+    def on_speed_model(self) -> Lab:
+        """The same lab on the model that the profile measures speed with; on itself if that is no other one."""
+        other = self.profile.serving.model
+        if self.parameters.model or not other:
+            return self
+        return replace(self, parameters=replace(self.parameters, model=other))
 
     def checkpoint(self, variant: str) -> Path:
         """Where a variant of this lab's model lives, whether or not it is there yet."""
-        if variant == BASELINE and not self.embedded:
+        if variant == BASELINE and not self.own_model:
             return self.base
         own = self.model_source == self.profile.model
         return self.workspace.checkpoint(variant, "" if own else self.model_name)
@@ -69,14 +86,15 @@ class Lab(Telling):
             )
         return folder
 
+    def has(self, variant: str) -> bool:
+        """Whether this workspace has a variant, made from this lab's model."""
+        folder = self.checkpoint(variant)
+        return folder.exists() and read_manifest(folder).get("base") == self.model_name
+
     @property
     def device(self) -> str:
         """Where a model of this lab runs inside the notebook: `cuda` if this machine has it, else `cpu`."""
         return "cuda" if hardware.engine_build() == "cuda" and hardware.this_machine().gpus else "cpu"
-
-    def log(self, what: str) -> Path:
-        """The file that library chatter of one step goes to."""
-        return self.workspace.root / "logs" / self.name / f"{what}.log"
 
     # --- doing ------------------------------------------------------------------------------------------------------
 
@@ -124,9 +142,15 @@ class Lab(Telling):
         self.workspace.ledger.append(self._measurement_of(e) for e in done)
         return done
 
-    def compare(self, baseline: Evaluation, candidate: Evaluation, first: int | None = None) -> Recovery:
-        """Recovery of a candidate against the baseline on the same rows, or on the first of them."""
-        return compare_evaluations(baseline, candidate, seed=self.profile.seed, first=first)
+    def compare(
+        self,
+        baseline: Evaluation,
+        candidate: Evaluation,
+        first: int | None = None,
+        differ: Set[str] = frozenset(),
+    ) -> Recovery:
+        """Recovery of a candidate against the baseline on the same rows, or on the first; `differ`: what may differ."""
+        return compare_evaluations(baseline, candidate, seed=self.profile.seed, first=first, differ=differ)
 
     def held_out_rows(self, rows: int = 16) -> list[list[int]]:
         """Token rows of the calibration's source that no quantize of this lab has seen."""
@@ -138,21 +162,45 @@ class Lab(Telling):
             self.tokenizer(), rows, self.profile.calibration.max_length, self.profile.seed
         )
 
+    def with_cache_scales(self, variant: str, final: str, factor: float) -> Path:
+        """A copy of a variant whose KV cache scales are `factor` times as large; returns its folder."""
+        source, folder = self.checkpoint(variant), self.checkpoint(final)
+        with publishing(folder, base=self.model_name, variant=final, cache_scale_factor=factor) as stage:
+            checkpoint.rescale_cache(source, stage, factor)
+        return folder
+
     def divergences(self, folders: Iterable[Path], rows: Sequence[Sequence[int]]) -> list[float]:
         """How far each checkpoint's next-token distributions are from the baseline's, in nats a token."""
         return divergence.divergences(self.base, list(folders), rows, self.device)
 
-    def run_script(self, script: str, folder: Path, questions: Sequence[str]) -> Any:
-        """Runs a generation script in an engine child; it reads `job` and leaves its result in `answer`."""
+    def run_script(
+        self,
+        script: str,
+        folder: Path,
+        questions: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> Any:
+        """Runs a script in an engine child; it reads `job`, with `more` in it, and leaves its result in `answer`.
+
+        env: more of the child's environment.
+        """
         engine = self.profile.engine
         job = {
             "model": str(folder),
             "questions": list(questions),
-            "max_model_len": evaluation.model_length(folder, engine),
+            "max_model_len": model_length(folder, engine),
             "enforce_eager": engine.enforce_eager,
+            **more,
         }
         return run_script(
-            script, job, log=self.log("script"), engine=engine, offline=self.offline, deadline_seconds=SCRIPT_SECONDS
+            script,
+            job,
+            log=self.log("script"),
+            engine=engine,
+            offline=self.offline,
+            deadline_seconds=SCRIPT_SECONDS,
+            env=env,
         )
 
     def questions(self, count: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The command line: `labkit run`, `results`, `doctor`, `labs`. Each command imports what it needs when it runs."""
+"""The command line: `labkit run` and the others. Each command imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ WRONG_USE = 2
 
 
 class Command(NamedTuple):
-    """One command: what it does in a line, its options, its work (returning the exit code)."""
+    """One command: what it does in a line, its options, its work (returning the exit code).
+
+    passed_on: whose options may stand after `--`; they come to `work` as `arguments.passed_on`.
+    """
 
     about: str
     options: Callable[[argparse.ArgumentParser], None]
     work: Callable[[argparse.Namespace], int]
+    passed_on: str = ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,9 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     top.add_argument("command", choices=list(COMMANDS), help="`labkit COMMAND --help` tells more", metavar="COMMAND")
     name = top.parse_args(words[:1]).command
     command: Command = COMMANDS[name]
-    parser = argparse.ArgumentParser(prog=f"labkit {name}", description=command.about, allow_abbrev=False)
+    own, passed_on = words[1:], None
+    if command.passed_on and "--" in own:
+        own, passed_on = own[: own.index("--")], own[own.index("--") + 1 :]
+    parser = argparse.ArgumentParser(
+        prog=f"labkit {name}",
+        description=command.about,
+        allow_abbrev=False,
+        epilog=f"After `--` may stand options of `{command.passed_on}`." if command.passed_on else None,
+    )
     command.options(parser)
-    arguments = parser.parse_intermixed_args(words[1:])  # so that labs and options may stand in any order
+    arguments = parser.parse_intermixed_args(own)  # so that labs and options may stand in any order
+    arguments.passed_on = passed_on or []
     from labkit.errors import LabError, UsageError
 
     try:
@@ -186,11 +199,38 @@ def _labs(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _serve_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or a name in WORKSPACE/checkpoints/")
+    parser.add_argument("--profile", default="", help="whose engine settings count (default: $LABKIT_PROFILE, or tiny)")
+    _workspace_option(parser)
+    parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1 (default: any free one)")
+    parser.add_argument("--eager", action="store_true", help="start at once, without compiling: slower answers")
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from labkit.ops.serve import serve_until_stopped
+    from labkit.profiles import get_profile
+    from labkit.workspace import Workspace, find_workspace
+
+    return serve_until_stopped(
+        arguments.checkpoint,
+        get_profile(arguments.profile),
+        Workspace(find_workspace(arguments.workspace, Path.cwd())),
+        port=arguments.port,
+        eager=arguments.eager,
+        options=arguments.passed_on,
+        tell=lambda line: print(line, flush=True),
+    )
+
+
 COMMANDS = {
     "run": Command("run labs and report", _run_options, _run),
     "results": Command("print the headline results of a workspace", _results_options, _results),
     "doctor": Command("say what this machine can do and which labs will run", _doctor_options, _doctor),
     "labs": Command("list the labs", _labs_options, _labs),
+    "serve": Command("serve a checkpoint on loopback until Ctrl-C", _serve_options, _serve, "vllm serve"),
 }
 
 if __name__ == "__main__":

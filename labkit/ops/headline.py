@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from labkit.ledger import Kind, Ledger, Measurement
+from labkit.ledger import SPEEDUP, Kind, Ledger, Measurement
 from labkit.ops.records import Score
 from labkit.ops.text import number, size
 from labkit.profiles import Profile
@@ -28,13 +28,17 @@ def run_headlines(ledger: Ledger, run: str) -> list[Measurement]:
 
 
 def scores(measured: Sequence[Measurement], profile: Profile) -> dict[str, Score]:
-    """Variant to score: the profile's main task where it was measured, else the first accuracy task that was."""
+    """Variant to score: the profile's main task where it was measured, else the first accuracy task that was.
+
+    Of one backend only, that of the first line: two backends differ by more than two variants do.
+    """
     accuracies = [m for m in measured if m.kind == "accuracy"]
     tasks = [m.task for m in accuracies]
     if not tasks:
         return {}
     task = profile.main_task.name if profile.main_task.name in tasks else tasks[0]
-    return {m.variant: Score(m.value, m.stderr, m.n, m.task) for m in accuracies if m.task == task}
+    of_task = [m for m in accuracies if m.task == task]
+    return {m.variant: Score(m.value, m.stderr, m.n, task) for m in of_task if m.backend == of_task[0].backend}
 
 
 def lab_figure(measured: Sequence[Measurement], lab: str, profile: Profile) -> str:
@@ -46,9 +50,15 @@ def lab_figure(measured: Sequence[Measurement], lab: str, profile: Profile) -> s
             main = [m for m in of_kind if m.task == profile.main_task.name] or of_kind
             first = main[0]
             group = [m for m in main if (m.task, m.metric) == (first.task, first.metric)]
-            values = [f"{m.variant} {_value(m)}" for m in group[:SHOWN]] + (["..."] if len(group) > SHOWN else [])
-            return f"{first.metric}: {', '.join(values)}"
+            ratios = [m for m in of_kind if m.metric == SPEEDUP and first.metric != SPEEDUP]
+            return "; ".join(_told(some) for some in (group, ratios) if some)
     return ""
+
+
+def _told(group: Sequence[Measurement]) -> str:
+    """One metric of several variants, as `metric: variant value, ...`."""
+    values = [f"{m.variant} {_value(m)}" for m in group[:SHOWN]] + (["..."] if len(group) > SHOWN else [])
+    return f"{group[0].metric}: {', '.join(values)}"
 
 
 def _value(m: Measurement) -> str:

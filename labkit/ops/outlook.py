@@ -12,10 +12,10 @@ from labkit.ops.notebooks import Lab
 from labkit.ops.runner import blocked_by_machine
 from labkit.profiles import EMBEDDED, Profile
 
-# What a lab takes beside its model: a kernel and an engine with their libraries, and the logs and samples of a run.
-# Estimates, rounded up: the doctor would rather warn too early.
+# What a lab takes beside its model: a kernel and an engine with their libraries; logs and samples,
+# and lab 04's own model with its variants. Estimates, rounded up: the doctor would rather warn too early.
 LIBRARY_BYTES = 4 * 10**9
-RUN_BYTES = 10**9
+RUN_BYTES = 3 * 10**9
 HUB_SECONDS = 10
 VARIANT_SHARE = 0.6  # bytes of an 8-bit variant against BF16: half, and the embeddings and head that stay
 

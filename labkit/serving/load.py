@@ -63,11 +63,21 @@ class Repeated:
     high: float
     repeats: int
 
+    def __str__(self) -> str:
+        median, low, high = (f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in (self.median, self.low, self.high))
+        return median + (f" ({low} to {high})" if self.repeats > 1 else "")
+
 
 def repeated(results: Sequence[Loaded], metric: str) -> Repeated:
     """The figure `metric` of Loaded over repeats of one load."""
     values = [float(getattr(result, metric)) for result in results]
     return Repeated(statistics.median(values), min(values), max(values), len(values))
+
+
+def ratio(ours: Sequence[Loaded], theirs: Sequence[Loaded], metric: str) -> Repeated:
+    """Our figure over theirs: of the medians, and the smallest and largest that any of the repeats would give."""
+    a, b = repeated(ours, metric), repeated(theirs, metric)
+    return Repeated(a.median / b.median, a.low / b.high, a.high / b.low, min(a.repeats, b.repeats))
 
 
 def bench_command(server: Server, tokenizer: Path, load: Load, seed: int) -> list[str]:
@@ -101,10 +111,10 @@ def put_load(
     server dies under the load or any request fails: a throughput over fewer requests would look whole.
     """
     for load in loads:
-        if load.input_tokens + load.output_tokens > engine.max_model_len:
+        if load.input_tokens + load.output_tokens > server.context:
             raise UsageError(
                 f"{load.input_tokens} tokens in and {load.output_tokens} out are more than the server's context of "
-                f"{engine.max_model_len}",
+                f"{server.context}",
                 fix="ask for fewer tokens, or serve with a larger max_model_len",
             )
     server.require_alive()

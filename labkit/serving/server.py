@@ -11,9 +11,11 @@ without it): the real guard is that it listens on 127.0.0.1 and nowhere else.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shlex
 import socket
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from labkit import hardware, processes
-from labkit.engine import CHILD, engine_env, telling_lines
+from labkit.engine import CHILD, engine_env, model_length, scratch_env, telling_lines
 from labkit.errors import ProcessFailed, UsageError
 from labkit.profiles import Engine
 from labkit.serving.refusals import remedy
@@ -30,18 +32,39 @@ from labkit.serving.refusals import remedy
 HOST = "127.0.0.1"
 KEY_VARIABLE = "VLLM_API_KEY"  # vLLM looks there; a command line can be read by every user
 LOOK_SECONDS = 0.25
+# glibc gives blocks above 32 MB back at once and takes them anew: for each product of a long prompt the kernel would
+# clear every page again. One of 2,048 × 896 × 9,728 took 42 ms in INT8 that way and takes 28 ms so (BF16: 53 and 43).
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+# A step is hundreds of short parallel pieces, and waking a sleeping thread takes longer than many of them: one request
+# at a time waited 66 ms for each token of a 0.4B model with passive threads, and waits 24 ms so. A busy machine still
+# gets its cores back after a fraction of a millisecond.
+SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "300000"}
+# vLLM 0.32's CPU build saves what it compiled ahead of time and can't load it ("'function' object has no attribute
+# 'finalize_loading'"): it compiles again at each start, 58 s. By torch's own cache a second start takes 34 s.
+NO_AOT = {"VLLM_USE_AOT_COMPILE": "0"}
+LOADED = re.compile(r"(?:Model loading took|Checkpoint size:) ([\d.]+) GiB")
 
 
 class Server:
     """A running server. Made by `serve`; ended by `stop`, by leaving its `with` block, or by this process's end.
 
     url: the API's base, with `/v1`. key: what requests must carry. model: the name that requests ask for. command: how
-    the server would be started by hand. ready_seconds: from its start to its first answer.
+    the server would be started by hand. context: tokens that a request and its answer may have together.
+    ready_seconds: from its start to its first answer.
     """
 
-    def __init__(self, child: processes.Child, port: int, key: str, model: str, command: Sequence[str]) -> None:
-        self._child = child
-        self.port, self.key, self.model = port, key, model
+    def __init__(
+        self,
+        child: processes.Child,
+        scratch: tempfile.TemporaryDirectory[str],
+        port: int,
+        key: str,
+        model: str,
+        command: Sequence[str],
+        context: int,
+    ) -> None:
+        self._child, self._scratch = child, scratch
+        self.port, self.key, self.model, self.context = port, key, model, context
         self.command = tuple(command)
         self.url = f"http://{HOST}:{port}/v1"
         self.log = child.log
@@ -62,6 +85,13 @@ class Server:
     def alive(self) -> bool:
         return self._child.poll() is None
 
+    def logged_weight_bytes(self) -> float:
+        """Bytes of weights as the engine logged them: what it loaded (GPU), or what it found to load (CPU); 0 if none.
+
+        Of packed formats it is the packed size; what kernels make of it may be larger.
+        """
+        return logged(self.log, LOADED, self._log_begin) * 2**30
+
     def require_alive(self) -> None:
         """Raises ProcessFailed, with its log's telling lines, if the server has ended."""
         if not self.alive:
@@ -70,6 +100,7 @@ class Server:
     def stop(self) -> None:
         """Ends all of the server's processes; returns when none is left."""
         self._child.stop()
+        self._scratch.cleanup()
 
     def curl(self, key: str = f"${KEY_VARIABLE}") -> str:
         """A command line that asks this server something; `key` is how the shell is to find the key."""
@@ -110,6 +141,14 @@ class Server:
         )
 
 
+def logged(log: Path, pattern: re.Pattern[str], begin: int = 0) -> float:
+    """The last number that a pattern's group finds in a log, from byte `begin` on; 0 if there is none."""
+    with open(log, "rb") as file:
+        file.seek(begin)
+        found = pattern.findall(file.read().decode(errors="replace"))
+    return float(found[-1].replace(",", "")) if found else 0.0
+
+
 def _models(client: Any, url: str) -> list[str]:
     """The names that a server answers to; none while it does not answer."""
     import httpx
@@ -144,15 +183,22 @@ def serve(
     if not (checkpoint / "config.json").is_file():
         raise UsageError(f"{checkpoint} has no config.json", fix="give the folder of a checkpoint")
     name = name or checkpoint.resolve().name
+    engine = replace(engine, max_model_len=model_length(checkpoint, engine))
     port = _free_port() if port == 0 else _require_free(port)
     key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(24)
     command = serve_command(checkpoint, name, port, engine, options)
-    env = engine_env(engine, offline) | {KEY_VARIABLE: key} | ({"VLLM_CACHE_ROOT": str(cache)} if cache else {})
+    env = engine_env(engine, offline) | {KEY_VARIABLE: key}
+    if cache:  # torch's part of it would lie in the temporary folder
+        env |= {"VLLM_CACHE_ROOT": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")}
     del env["VLLM_ENABLE_V1_MULTIPROCESSING"]  # a server's engine is a process of its own
+    if hardware.engine_build() == "cpu":
+        env |= KEEP_FREED_MEMORY | SPIN_BRIEFLY | NO_AOT
+    scratch = tempfile.TemporaryDirectory(prefix="labkit-server-", ignore_cleanup_errors=True)
+    env |= scratch_env(Path(scratch.name) / "tmp")
     log_begin = log.stat().st_size if log.exists() else 0
     began = time.monotonic()
     child = processes.Child([processes.engine_python(), str(CHILD), *command], log, env)
-    server = Server(child, port, key, name, command)
+    server = Server(child, scratch, port, key, name, command, engine.max_model_len)
     server._log_begin = log_begin
     try:
         server._wait_until_ready(deadline_seconds, began)

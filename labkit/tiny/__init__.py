@@ -10,10 +10,21 @@ from typing import Any
 
 from labkit.errors import CheckpointError
 from labkit.tiny.outliers import CHANNELS, OUTLIER_FACTOR, plant
+from labkit.tiny.speed import SPEED_SEED, TOKENIZER_FILES, WEIGHTS, materialize_speed_model
 
-__all__ = ["CHANNELS", "OUTLIER_FACTOR", "TASKS", "WEIGHTS", "embedded_manifest", "materialize", "plant"]
+__all__ = [
+    "CHANNELS",
+    "OUTLIER_FACTOR",
+    "SPEED_SEED",
+    "TASKS",
+    "TOKENIZER_FILES",
+    "WEIGHTS",
+    "embedded_manifest",
+    "materialize",
+    "materialize_speed_model",
+    "plant",
+]
 
-WEIGHTS = Path(__file__).parent / "weights"
 TASKS = Path(__file__).parent / "tasks"
 
 

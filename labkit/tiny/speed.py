@@ -10,10 +10,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from labkit.tiny import WEIGHTS
-
-NAME = "speed-0.4b"
-SEED = 0
+WEIGHTS = Path(__file__).parent / "weights"  # of the embedded model, whose tokenizer this one has
+SPEED_SEED = 0
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -33,7 +31,7 @@ def materialize_speed_model(folder: Path) -> None:
         tie_word_embeddings=True,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+        torch.manual_seed(SPEED_SEED)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     for name in TOKENIZER_FILES:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -162,9 +163,20 @@ def test_when_one_of_its_processes_is_killed_all_of_them_go(
             server.require_alive()
 
 
+def test_it_leaves_nothing_in_the_temporary_folder(
+    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM leaves sockets and stores there; a workshop's machine would fill with them."""
+    with tempfile.TemporaryDirectory(prefix="l") as folder:  # short: tmp_path is too long for a socket
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        with serve(served, engine=ENGINE, log=tmp_path / "log"):
+            (own,) = Path(folder).iterdir()
+            assert any(path.is_socket() for path in own.rglob("*")), "without a folder of its own they would stay"
+        assert list(Path(folder).iterdir()) == []
+
+
 PARENT = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
+import sys, time
 from dataclasses import replace
 from pathlib import Path
 from labkit.profiles import TINY

@@ -1,0 +1,70 @@
+"""What each lab's result must satisfy: one call says what it looked at, what it found, and what to do if that is wrong.
+
+Two kinds. An *invariant* holds for any model: a layer that should be FP8 is FP8, bytes are what arithmetic says, GPTQ
+really ran. An *expectation* holds for the embedded model, whose story is known (plain INT8 collapses, SmoothQuant
+recovers); for any other model the same check prints what was observed and never fails. The functions here only judge;
+`Lab.check` prints the judgement and stops the lab.
+"""
+
+from labkit.checks.exercises import answer_is, choice_is
+from labkit.checks.judging import Check, expectation, invariant
+from labkit.checks.quantized import (
+    bytes_as_predicted,
+    cache_is_calibrated,
+    gptq_ran,
+    layers_have_scheme,
+    memory_came_back,
+    reload_is_equal,
+    server_accepts,
+    values_are_finite,
+)
+from labkit.checks.scored import (
+    all_answered,
+    answers_alike,
+    collapses,
+    holds,
+    less_is_better,
+    outliers_found,
+    rises_first,
+    scores_are_whole,
+    setting_matters,
+)
+from labkit.checks.served import (
+    as_the_matrix_says,
+    faster,
+    loads_are_whole,
+    servers_are_gone,
+    slower,
+    tokens_as_predicted,
+)
+
+__all__ = [
+    "Check",
+    "all_answered",
+    "answer_is",
+    "answers_alike",
+    "as_the_matrix_says",
+    "bytes_as_predicted",
+    "cache_is_calibrated",
+    "choice_is",
+    "collapses",
+    "expectation",
+    "faster",
+    "gptq_ran",
+    "holds",
+    "invariant",
+    "layers_have_scheme",
+    "less_is_better",
+    "loads_are_whole",
+    "memory_came_back",
+    "outliers_found",
+    "reload_is_equal",
+    "rises_first",
+    "scores_are_whole",
+    "server_accepts",
+    "servers_are_gone",
+    "setting_matters",
+    "slower",
+    "tokens_as_predicted",
+    "values_are_finite",
+]

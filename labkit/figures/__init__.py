@@ -1,0 +1,24 @@
+"""The labs' figures: each comes with one line that says what to see, for those who can't see it.
+
+White background, the Okabe-Ito palette (readable with any colour vision), units on every axis, the baseline as a line.
+Functions draw what they are given and compute nothing that a reader might want to check: figures hold no results.
+"""
+
+from labkit.figures.charts import bars, curve, intervals
+from labkit.figures.drawing import Figure
+from labkit.figures.formats import channel_maxima, number_lines, rounding_errors
+from labkit.figures.results import recoveries, scoreboard
+from labkit.figures.serving import crossover
+
+__all__ = [
+    "Figure",
+    "bars",
+    "channel_maxima",
+    "crossover",
+    "curve",
+    "intervals",
+    "number_lines",
+    "recoveries",
+    "rounding_errors",
+    "scoreboard",
+]

@@ -1,0 +1,36 @@
+"""What every figure starts from: its axes, its colours, and the sentence under it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as MatplotlibFigure
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
+GREY = "#555555"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure and the sentence that stands under it."""
+
+    drawing: MatplotlibFigure
+    description: str
+
+
+def new_axes(rows: int = 1, columns: int = 1, *, height: float = 3.2, **options: Any) -> tuple[Any, Any]:
+    """New axes outside pyplot's registry, so that nothing is drawn twice and nothing has to be closed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as MatplotlibFigure
+
+    figure = MatplotlibFigure(figsize=(8.0, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, **options)
+    for ax in figure.axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", color="#E5E5E5", linewidth=0.6)
+        ax.set_axisbelow(True)
+    return figure, axes

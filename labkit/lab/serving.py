@@ -1,0 +1,130 @@
+"""What a lab does with a server: starts it, puts loads on it, and writes down what they measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit import checkpoint, hardware, processes, serving
+from labkit.lab.notebook import progress_bar
+from labkit.lab.telling import Telling
+from labkit.ledger import SPEEDUP
+from labkit.serving import Load, Loaded, Repeated, Server, repeated
+
+if TYPE_CHECKING:
+    from labkit.ledger import Measurement
+
+RATES = {"output_tok_per_s": "tok/s", "request_per_s": "req/s"}
+TIMES = ("ttft_ms", "ttft_p99_ms", "itl_ms", "itl_p99_ms")
+Runs = dict[Load, list[Loaded]]
+
+
+class Serving(Telling):
+    """The half of a `Lab` that serves."""
+
+    def compiles(self) -> bool:
+        """Whether servers compile their model here; prints what that takes or what is missing."""
+        lacks = hardware.compile_lacks(processes.engine_python())
+        if lacks:
+            print(f"vLLM runs without compiling here, which makes it slower. {lacks}")
+        else:
+            print(
+                "vLLM compiles the model: about a minute at a variant's first start, kept in the workspace for others."
+            )
+        return not lacks
+
+    def serve(self, folder: Path, *, compiled: bool = True, options: Sequence[str] = ()) -> Server:
+        """A server of a checkpoint, ready; see `labkit.serving.serve`. Ends with `stop()` or its `with` block."""
+        engine = self.profile.engine
+        server = serving.serve(
+            folder,
+            engine=serving.compiling(engine) if compiled else replace(engine, enforce_eager=True),
+            log=self.log(f"server-{folder.name}"),
+            options=options,
+            cache=self.workspace.root / "cache" / "vllm",
+            offline=self.offline,
+        )
+        print(f"{server.model} is ready after {server.ready_seconds:.0f} s at {server.url} (log: {server.log})")
+        return server
+
+    def put_load(self, server: Server, tokenizer: Path, loads: Sequence[Load], repeats: int = 1) -> Runs:
+        """Puts each load on the server, all of them `repeats` times over, after a warm-up that does not count."""
+        warm_up = replace(max(loads, key=lambda load: load.concurrency), output_tokens=2)
+        with progress_bar(1 + repeats * len(loads), f"load on {server.model}", "load") as bar:
+            _, *found = serving.put_load(
+                server,
+                [warm_up, *(load for _ in range(repeats) for load in loads)],
+                tokenizer=tokenizer,
+                engine=self.profile.engine,
+                log=self.log(f"load-{server.model}"),
+                seed=self.profile.seed,
+                offline=self.offline,
+                on_tick=bar,
+            )
+        return {load: [one for one in found if one.load == load] for load in loads}
+
+    def kernel_times(self, config: Path, tokens: Sequence[int], keep_freed: bool) -> list[serving.KernelTime]:
+        """A model's widest product, the first of its MLP, by the CPU engine's kernels; see serving.kernel_times."""
+        shape = checkpoint.read_config(config)
+        return serving.kernel_times(
+            2 * shape["intermediate_size"],  # gate and up are one product in vLLM
+            shape["hidden_size"],
+            tokens,
+            keep_freed=keep_freed,
+            engine=self.profile.engine,
+            log=self.log("kernels"),
+        )
+
+    def record_loads(self, variant: str, runs: Runs, headline: Load) -> None:
+        """Every figure of a variant's loads goes into the ledger: those of `headline` as such, the rest as sweep."""
+        self.workspace.ledger.append(
+            measurement
+            for load, results in runs.items()
+            for measurement in self._load_measurements(variant, load, results, load == headline)
+        )
+
+    def record_speedups(self, variant: str, gains: Mapping[Load, Repeated], headline: Load) -> None:
+        """How many times the baseline's figure a variant reaches, under each load."""
+        self.workspace.ledger.append(
+            self.measurement(
+                "throughput",
+                SPEEDUP,
+                gain.median,
+                variant=variant,
+                backend="vllm",
+                ci_low=gain.low,
+                ci_high=gain.high,
+                n=load.requests * gain.repeats,
+                unit="×",
+                settings=self._load_settings(load, gain.repeats),
+                purpose="headline" if load == headline else "sweep",
+            )
+            for load, gain in gains.items()
+        )
+
+    def _load_measurements(
+        self, variant: str, load: Load, results: Sequence[Loaded], headline: bool
+    ) -> Iterator[Measurement]:
+        names = [*RATES, *(TIMES if load.output_tokens > 1 else TIMES[:2])]  # one token has none after it to wait for
+        for name in names:
+            found = repeated(results, name)
+            yield self.measurement(
+                "throughput" if name in RATES else "latency",
+                name,
+                found.median,
+                variant=variant,
+                backend="vllm",
+                ci_low=found.low,
+                ci_high=found.high,
+                n=load.requests * found.repeats,
+                unit=RATES.get(name, "ms"),
+                settings=self._load_settings(load, found.repeats),
+                purpose="headline" if headline else "sweep",
+            )
+
+    def _load_settings(self, load: Load, repeats: int) -> dict[str, Any]:
+        """What moves a speed: the load, the number of repeats, and how the engine runs."""
+        engine = serving.compiling(self.profile.engine)
+        return {**asdict(load), "repeats": repeats, "compiled": not engine.enforce_eager, "seed": self.profile.seed}

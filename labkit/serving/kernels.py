@@ -1,0 +1,53 @@
+"""One matrix product by the CPU engine's own kernels: what it takes in BF16 and in INT8, and what rounding adds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit import hardware
+from labkit.engine import run_script
+from labkit.errors import Unsupported
+from labkit.profiles import Engine
+from labkit.serving.server import KEEP_FREED_MEMORY
+
+CHILD = Path(__file__).with_name("kernel_child.py")
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """Median milliseconds of one layer for so many tokens in a step; INT8 rounds its input before its product."""
+
+    tokens: int
+    bf16_ms: float
+    rounding_ms: float
+    int8_ms: float
+
+    @property
+    def gain(self) -> float:
+        """How many times as fast INT8 is, its rounding included."""
+        return self.bf16_ms / (self.rounding_ms + self.int8_ms)
+
+
+def kernel_times(
+    outputs: int, inputs: int, tokens: Sequence[int], *, keep_freed: bool, engine: Engine, log: Path
+) -> list[KernelTime]:
+    """Times the product [tokens, inputs] × [inputs, outputs] in a child, a second for each number of tokens.
+
+    keep_freed: whether the process keeps large blocks of memory that it has freed, as labkit's servers do; else glibc
+    gives them back, and takes them anew for each product. Raises Unsupported where the engine is no CPU build: the
+    kernels of a GPU are others.
+    """
+    if hardware.engine_build() != "cpu":
+        raise Unsupported("the kernels of vLLM's CPU build are not here", fix="use a GPU's own profiler")
+    found = run_script(
+        CHILD.read_text(encoding="utf-8"),
+        {"shape": [outputs, inputs], "tokens": list(tokens)},
+        log=log,
+        engine=engine,
+        offline=True,
+        deadline_seconds=600,
+        env=KEEP_FREED_MEMORY if keep_freed else None,
+    )
+    return [KernelTime(int(count), *times) for count, *times in found]

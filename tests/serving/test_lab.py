@@ -1,0 +1,100 @@
+"""What a lab writes down of its loads, and which model it measures speed on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from labkit.lab import Lab
+from labkit.ledger import SPEEDUP
+from labkit.profiles import EMBEDDED, SPEED, TINY, WORKBENCH, Parameters
+from labkit.serving import Load, Loaded, ratio
+from labkit.workspace import Workspace, read_manifest
+from tests.models import make_model
+from tests.serving.conftest import ENGINE
+
+LIGHT, HEAVY = Load(1, 2, 16, 8), Load(32, 32, 16, 8)
+PREFILL = Load(2, 2, 64, 1)
+
+
+def loaded(load: Load, output_tok_per_s: float) -> Loaded:
+    return Loaded(load, 0, 1.0, output_tok_per_s / 8, output_tok_per_s, 20.0, 30.0, 5.0, 9.0)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab("04_serving_throughput", TINY, Workspace(tmp_path), Parameters())
+
+
+def test_the_heaviest_load_is_the_headline_and_the_rest_is_sweep_with_median_and_extremes(lab: Lab) -> None:
+    runs = {
+        LIGHT: [loaded(LIGHT, 10.0)],
+        HEAVY: [loaded(HEAVY, speed) for speed in (110.0, 100.0, 130.0)],
+        PREFILL: [loaded(PREFILL, 3.0)],
+    }
+    lab.record_loads("int8-rtn", runs, headline=HEAVY)
+    headlines = {m.metric: m for m in lab.workspace.ledger.headlines()}
+    assert set(headlines) == {
+        "output_tok_per_s",
+        "request_per_s",
+        "ttft_ms",
+        "ttft_p99_ms",
+        "itl_ms",
+        "itl_p99_ms",
+    }
+    rate = headlines["output_tok_per_s"]
+    assert (rate.value, rate.ci_low, rate.ci_high, rate.n, rate.unit) == (110.0, 100.0, 130.0, 96, "tok/s")
+    assert (rate.kind, headlines["itl_ms"].kind) == ("throughput", "latency")
+    assert {"concurrency": 32, "repeats": 3, "input_tokens": 16}.items() <= rate.settings.items()
+    assert rate.machine
+    of_prefill = [m.metric for m in lab.workspace.ledger.newest(purpose="sweep") if m.settings["concurrency"] == 2]
+    assert not [metric for metric in of_prefill if metric.startswith("itl")], "one token has none after it"
+
+
+def test_a_speed_up_keeps_its_load_and_spread(lab: Lab) -> None:
+    gain = ratio(
+        [loaded(HEAVY, 150.0), loaded(HEAVY, 180.0)], [loaded(HEAVY, 100.0), loaded(HEAVY, 120.0)], "output_tok_per_s"
+    )
+    assert (gain.median, gain.low, gain.high) == (1.5, 1.25, 1.8)
+    lab.record_speedups("int8-rtn", {HEAVY: gain, LIGHT: gain}, headline=HEAVY)
+    (found,) = lab.workspace.ledger.headlines(metric=SPEEDUP)
+    assert (found.value, found.ci_low, found.ci_high, found.unit) == (1.5, 1.25, 1.8, "×")
+    assert len(lab.workspace.ledger.newest(metric=SPEEDUP)) == 2
+
+
+def test_speed_is_measured_on_the_profile_s_speed_model_unless_another_was_asked_for(tmp_path: Path) -> None:
+    tiny = Lab("04_serving_throughput", TINY, Workspace(tmp_path), Parameters())
+    assert (tiny.model_name, tiny.on_speed_model().model_name) == (EMBEDDED, SPEED)
+    assert tiny.on_speed_model().checkpoint("int8-rtn").name == f"{SPEED}--int8-rtn"
+    own = Lab("04_serving_throughput", TINY, Workspace(tmp_path), Parameters(model="some/model"))
+    assert own.on_speed_model() is own
+    workbench = Lab("04_serving_throughput", WORKBENCH, Workspace(tmp_path), Parameters())
+    assert workbench.on_speed_model() is workbench
+
+
+def test_the_speed_model_is_made_once_and_is_the_same_each_time(tmp_path: Path) -> None:
+    first = Lab("04_serving_throughput", TINY, Workspace(tmp_path / "a"), Parameters()).on_speed_model()
+    second = Lab("04_serving_throughput", TINY, Workspace(tmp_path / "b"), Parameters()).on_speed_model()
+    files = [read_manifest(lab.base)["files"]["model.safetensors"] for lab in (first, second)]
+    assert files[0] == files[1]
+    assert 750_000_000 < files[0]["bytes"] < 800_000_000
+    assert first.has("bf16")
+    assert not first.has("int8-rtn")
+
+
+def test_a_lab_s_server_and_load_run_and_the_warm_up_does_not_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dataclasses import replace
+
+    folder = make_model(tmp_path / "model")
+    profile = replace(TINY, engine=ENGINE)
+    lab = Lab("04_serving_throughput", profile, Workspace(tmp_path / "workspace"), Parameters(model=str(folder)))
+    with lab.serve(lab.base, compiled=False) as server:
+        assert server.logged_weight_bytes() >= 0
+        runs = lab.put_load(server, folder, [LIGHT, PREFILL], repeats=2)
+    assert {load: len(results) for load, results in runs.items()} == {LIGHT: 2, PREFILL: 2}
+    assert [one.seed for one in runs[LIGHT]] == [1, 3], "seed 0 was the warm-up's"
+    assert "is ready after" in capsys.readouterr().out
+    assert not lab.workspace.ledger.path.exists(), "nothing is recorded until the lab says so"
