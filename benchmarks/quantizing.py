@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.measure import OFFLINE, SIDES, interleaved, timed
 from benchmarks.results import Bar, Result, Run
+from labkit.checkpoint import short_name
 from labkit.errors import DataError
 from labkit.profiles import SPEED
 from labkit.workspace import file_sha256
@@ -38,7 +39,8 @@ class Quantize:
         make = [sys.executable, str(SIDES / "make_models.py"), self.shape, str(base), str(rows)]
         timed(make, scratch / "make.log", deadline_seconds=DEADLINE_SECONDS, env=OFFLINE, cwd=scratch)
         workspace = scratch / "workspace"
-        ours_final, theirs_final = workspace / "checkpoints" / f"{self.shape}--{self.variant}", scratch / "theirs"
+        name = short_name(str(base))  # as labkit calls a model in this folder
+        ours_final, theirs_final = workspace / "checkpoints" / f"{name}--{self.variant}", scratch / "theirs"
 
         def side(script: str, final: Path, *arguments: Path | str) -> Callable[[int], Run]:
             def measured(number: int) -> Run:

@@ -34,7 +34,7 @@ LOAD = Load(concurrency=8, requests=8, input_tokens=16, output_tokens=4)
 
 
 def loaded(output_tok_per_s: float) -> Loaded:
-    return Loaded(LOAD, 0, 1.0, 1.0, output_tok_per_s, 1.0, 1.0, 1.0, 1.0)
+    return Loaded(LOAD, 0, 1.0, 1.0, output_tok_per_s, 1.0, 1.0, 1.0, 1.0, True)
 
 
 # name: (the check of a right result, the check of a spoilt one)
@@ -124,12 +124,12 @@ PAIRS: dict[str, tuple[Callable[[], Check], Callable[[], Check]]] = {
     ),
     "servers are gone": (lambda: checks.servers_are_gone([]), lambda: checks.servers_are_gone(["bf16"])),
     "faster": (
-        lambda: checks.faster(Repeated(1.5, 1.4, 1.6, 3), "int8-rtn", "decode", 1.2),
-        lambda: checks.faster(Repeated(1.1, 1.0, 1.3, 3), "int8-rtn", "decode", 1.2),
+        lambda: checks.faster(Repeated(1.5, 1.4, 1.6, 3, True), "int8-rtn", "decode", 1.2),
+        lambda: checks.faster(Repeated(1.1, 1.0, 1.3, 3, True), "int8-rtn", "decode", 1.2),
     ),
     "slower": (
-        lambda: checks.slower(Repeated(0.2, 0.2, 0.2, 1), "fp8-dynamic", "a short load"),
-        lambda: checks.slower(Repeated(1.2, 1.2, 1.2, 1), "fp8-dynamic", "a short load"),
+        lambda: checks.slower(Repeated(0.2, 0.2, 0.2, 1, True), "fp8-dynamic", "a short load"),
+        lambda: checks.slower(Repeated(1.2, 1.2, 1.2, 1, True), "fp8-dynamic", "a short load"),
     ),
     "tokens as predicted": (
         lambda: checks.tokens_as_predicted(2_000, 2_010, "a cache"),

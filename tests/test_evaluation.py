@@ -14,6 +14,7 @@ from labkit.evaluation import (
     Evaluation,
     Request,
     Sample,
+    command_line,
     evaluate,
     load_evaluation,
     load_samples,
@@ -235,11 +236,21 @@ def test_the_standard_error_of_a_ratio_is_that_of_resampled_rows():
         ({"double_bos": True, "backend": "hf"}, "needs the vllm backend"),
         ({"double_bos": True, "chat_template": False}, "no BOS to double"),
         ({"double_bos": True, "add_bos": False}, "add_bos=False"),
+        ({"backend": "hf", "kv_cache_dtype": "fp8"}, "kv_cache_dtype is 'fp8' with the hf backend"),
     ],
 )
 def test_a_request_that_lm_eval_cannot_have_is_refused(fields, told):
     with pytest.raises(UsageError, match=told):
         Request(**{"variant": "bf16", "checkpoint": Path("x"), "task": PROBLEMS, **fields})
+
+
+def test_the_command_line_has_what_a_request_overrides():
+    request = Request("bf16", Path("x"), PROBLEMS, num_fewshot=4, kv_cache_dtype="fp8_e5m2")
+    command = command_line(request, TINY.engine)
+    assert "kv_cache_dtype=fp8_e5m2" in command
+    assert "--num_fewshot 4" in command
+    assert "--fewshot_as_multiturn" in command
+    assert "kv_cache_dtype" not in command_line(Request("bf16", Path("x"), PROBLEMS), TINY.engine)
 
 
 def evaluated(request: Request, folder: Path, **options: object) -> Evaluation:

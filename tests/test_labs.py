@@ -13,6 +13,7 @@ import nbformat
 import psutil
 import pytest
 
+from labkit.hardware import capability
 from labkit.profiles import TINY
 from labkit.workspace import verify_manifest
 from tests.conftest import ROOT, LabsRun
@@ -64,6 +65,7 @@ def test_the_four_scores_are_the_report_s_headline(labs_run: LabsRun) -> None:
         assert headline[variant]["value"] == accuracy(labs_run, variant)
         assert headline[variant]["n"] == TINY.main_task.limit
         assert headline[variant]["stderr"] >= 0
+    assert set(headline) == {m.variant for m in labs_run.ledger.headlines(kind="accuracy", backend="vllm")}
 
 
 def test_the_speed_up_stands_in_the_report_as_it_was_measured(labs_run: LabsRun) -> None:
@@ -75,6 +77,9 @@ def test_the_speed_up_stands_in_the_report_as_it_was_measured(labs_run: LabsRun)
     }
     assert int8.value == pytest.approx(rates["int8-rtn"].value / rates["bf16"].value)
     assert int8.ci_low <= int8.value <= int8.ci_high
+    (fp8,) = labs_run.ledger.headlines(metric="output_tok_per_s", variant="fp8-dynamic")
+    if capability("fp8-w8a8-dynamic").verdict == "emulated":
+        assert (fp8.settings["compiled"], fp8.settings["repeats"], fp8.n) == (False, 1, fp8.settings["requests"])
     for variant in ("bf16", "int8-rtn"):
         assert rates[variant].settings["repeats"] == TINY.serving.repeats
         assert rates[variant].settings["concurrency"] == TINY.serving.concurrencies[-1]
@@ -94,9 +99,10 @@ def test_every_load_went_into_the_ledger_with_its_machine(labs_run: LabsRun) -> 
 
 
 def test_an_fp8_cache_holds_twice_the_tokens(labs_run: LabsRun) -> None:
-    found = labs_run.ledger.newest(metric="cache_tokens")
-    assert len(found) == 3
-    assert len({m.value for m in found}) == 1
+    tokens = {m.variant: m.value for m in labs_run.ledger.newest(metric="cache_tokens")}
+    baseline = tokens.pop("bf16")
+    assert len(tokens) == 3
+    assert set(tokens.values()) == {2 * baseline}
 
 
 def test_every_headline_was_measured_in_this_run_with_its_settings(labs_run: LabsRun) -> None:

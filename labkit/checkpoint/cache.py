@@ -9,7 +9,6 @@ from labkit.checkpoint.headers import read_headers
 from labkit.errors import CheckpointError
 
 SUFFIXES = (".k_scale", ".v_scale")
-E4M3_LARGEST = 448.0
 
 
 def cache_scales(folder: Path) -> dict[str, float]:
@@ -38,8 +37,8 @@ def rescale_cache(folder: Path, stage: Path, factor: float) -> None:
     names = set(cache_scales(folder))
     if not names:
         raise CheckpointError(f"{folder} has no scales of a KV cache", fix="calibrate it with a kv_cache_scheme")
-    for path in folder.iterdir():
-        if path.suffix != ".safetensors" and path.is_file():
+    for path in filter(Path.is_file, folder.iterdir()):
+        if path.suffix != ".safetensors":
             shutil.copyfile(path, stage / path.name)
             continue
         tensors = load_file(path)

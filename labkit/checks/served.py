@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from labkit.hardware import Capability
     from labkit.serving import Load, Loaded, Repeated
 
-LOGGED_TOLERANCE = 0.01  # of tokens that fit: an engine rounds to whole blocks
+TOKENS_TOLERANCE = 0.01  # of tokens that fit: an engine rounds to whole blocks
 
 
 def loads_are_whole(runs: Mapping[str, Mapping[Load, Sequence[Loaded]]]) -> Check:
@@ -62,12 +62,12 @@ def slower(speedup: Repeated, variant: str, load: str) -> Check:
     )
 
 
-def tokens_as_predicted(predicted: int, logged: int, what: str) -> Check:
+def tokens_as_predicted(predicted: int, found: int, what: str) -> Check:
     """The engine's cache holds as many tokens as the arithmetic says, within 1%."""
     return invariant(
-        abs(predicted - logged) <= LOGGED_TOLERANCE * logged,
-        f"the tokens that fit into {what}: predicted, and as the engine logged them",
-        f"{predicted:,} predicted, {logged:,} in the log",
+        abs(predicted - found) <= TOKENS_TOLERANCE * found,
+        f"the tokens that fit into {what}: predicted, and as the engine has them",
+        f"{predicted:,} predicted, {found:,} in the engine's blocks",
         "compare layers, key-value heads and head size in config.json with what the engine says of its cache",
     )
 

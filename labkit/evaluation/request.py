@@ -29,9 +29,9 @@ class Request:
     """One checkpoint on one task.
 
     chat_template, num_fewshot, limit: None takes the task's; a limit of None there means all rows. kv_cache_dtype:
-    vLLM's, "auto" for what the checkpoint says. add_bos: whether the tokenizer
-    puts BOS before a prompt; None means no where something else writes it (a chat template; lm-eval's rolling window),
-    yes elsewhere. double_bos: the trap, see above. Raises UsageError for combinations that lm-eval does not have.
+    vLLM's, "auto" for what the checkpoint says. add_bos: whether the tokenizer puts BOS before a prompt; None means no
+    where something else writes it (a chat template; lm-eval's rolling window), yes elsewhere. double_bos: the trap, see
+    above. Raises UsageError for combinations that lm-eval does not have.
     """
 
     variant: str

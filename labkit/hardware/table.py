@@ -81,7 +81,7 @@ TABLE: tuple[Row, ...] = (
         "Use FP8 W8A8 dynamic, which Blackwell computes natively."),
     Row(("int8-w8a8",), ("mi300",), "native", "vLLM's AITER or Triton kernels compute INT8."),
     Row(("int8-w8a8",), _NEW_CPU, "native",
-        "oneDNN computes INT8 with dot-product instructions: faster than BF16, above all in decode."),
+        "oneDNN computes INT8 with dot-product instructions: faster than BF16."),
     Row(("int8-w8a8",), _OLD_CPU, "emulated", "oneDNN builds INT8 products from wider ones without VNNI.",
         "BF16 is the simpler choice where memory allows it."),
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from labkit import checkpoint, hardware, processes, serving
 from labkit.lab.notebook import progress_bar
@@ -30,9 +30,7 @@ class Serving(Telling):
         if lacks:
             print(f"vLLM runs without compiling here, which makes it slower. {lacks}")
         else:
-            print(
-                "vLLM compiles the model: about a minute at a variant's first start, kept in the workspace for others."
-            )
+            print("vLLM compiles the model: about a minute at a variant's first start, less at later ones.")
         return not lacks
 
     def serve(self, folder: Path, *, compiled: bool = True, options: Sequence[str] = ()) -> Server:
@@ -80,51 +78,36 @@ class Serving(Telling):
     def record_loads(self, variant: str, runs: Runs, headline: Load) -> None:
         """Every figure of a variant's loads goes into the ledger: those of `headline` as such, the rest as sweep."""
         self.workspace.ledger.append(
-            measurement
+            self._of_load(variant, name, RATES.get(name, "ms"), repeated(results, name), load, headline)
             for load, results in runs.items()
-            for measurement in self._load_measurements(variant, load, results, load == headline)
+            for name in (*RATES, *(TIMES if load.output_tokens > 1 else TIMES[:2]))  # after one token no other comes
         )
 
     def record_speedups(self, variant: str, gains: Mapping[Load, Repeated], headline: Load) -> None:
         """How many times the baseline's figure a variant reaches, under each load."""
         self.workspace.ledger.append(
-            self.measurement(
-                "throughput",
-                SPEEDUP,
-                gain.median,
-                variant=variant,
-                backend="vllm",
-                ci_low=gain.low,
-                ci_high=gain.high,
-                n=load.requests * gain.repeats,
-                unit="×",
-                settings=self._load_settings(load, gain.repeats),
-                purpose="headline" if load == headline else "sweep",
-            )
-            for load, gain in gains.items()
+            self._of_load(variant, SPEEDUP, "×", gain, load, headline) for load, gain in gains.items()
         )
 
-    def _load_measurements(
-        self, variant: str, load: Load, results: Sequence[Loaded], headline: bool
-    ) -> Iterator[Measurement]:
-        names = [*RATES, *(TIMES if load.output_tokens > 1 else TIMES[:2])]  # one token has none after it to wait for
-        for name in names:
-            found = repeated(results, name)
-            yield self.measurement(
-                "throughput" if name in RATES else "latency",
-                name,
-                found.median,
-                variant=variant,
-                backend="vllm",
-                ci_low=found.low,
-                ci_high=found.high,
-                n=load.requests * found.repeats,
-                unit=RATES.get(name, "ms"),
-                settings=self._load_settings(load, found.repeats),
-                purpose="headline" if headline else "sweep",
-            )
-
-    def _load_settings(self, load: Load, repeats: int) -> dict[str, Any]:
-        """What moves a speed: the load, the number of repeats, and how the engine runs."""
-        engine = serving.compiling(self.profile.engine)
-        return {**asdict(load), "repeats": repeats, "compiled": not engine.enforce_eager, "seed": self.profile.seed}
+    def _of_load(
+        self, variant: str, metric: str, unit: str, figure: Repeated, load: Load, headline: Load
+    ) -> Measurement:
+        """One figure of a load as a ledger line, with all that moves a speed: load, repeats, how the engine runs."""
+        return self.measurement(
+            "latency" if metric in TIMES else "throughput",
+            metric,
+            figure.median,
+            variant=variant,
+            backend="vllm",
+            ci_low=figure.low,
+            ci_high=figure.high,
+            n=load.requests * figure.repeats,
+            unit=unit,
+            settings={
+                **asdict(load),
+                "repeats": figure.repeats,
+                "compiled": figure.compiled,
+                "seed": self.profile.seed,
+            },
+            purpose="headline" if load == headline else "sweep",
+        )

@@ -1,4 +1,4 @@
-"""A vLLM server in a child (`server`), and vLLM's own benchmark against it (`load`)."""
+"""A vLLM server in a child (`server`), vLLM's own benchmark against it (`load`), its CPU kernels alone (`kernels`)."""
 
 from labkit.serving.kernels import KernelTime, kernel_times
 from labkit.serving.load import Load, Loaded, Repeated, bench_command, put_load, ratio, repeated

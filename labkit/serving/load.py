@@ -52,16 +52,18 @@ class Loaded:
     ttft_p99_ms: float
     itl_ms: float
     itl_p99_ms: float
+    compiled: bool
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """A figure over repeats of one load: the median, the smallest and the largest."""
+    """A figure over repeats of one load: the median, the smallest and the largest; whether the engine was compiled."""
 
     median: float
     low: float
     high: float
     repeats: int
+    compiled: bool
 
     def __str__(self) -> str:
         median, low, high = (f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in (self.median, self.low, self.high))
@@ -71,13 +73,14 @@ class Repeated:
 def repeated(results: Sequence[Loaded], metric: str) -> Repeated:
     """The figure `metric` of Loaded over repeats of one load."""
     values = [float(getattr(result, metric)) for result in results]
-    return Repeated(statistics.median(values), min(values), max(values), len(values))
+    compiled = all(result.compiled for result in results)
+    return Repeated(statistics.median(values), min(values), max(values), len(values), compiled)
 
 
 def ratio(ours: Sequence[Loaded], theirs: Sequence[Loaded], metric: str) -> Repeated:
     """Our figure over theirs: of the medians, and the smallest and largest that any of the repeats would give."""
     a, b = repeated(ours, metric), repeated(theirs, metric)
-    return Repeated(a.median / b.median, a.low / b.high, a.high / b.low, min(a.repeats, b.repeats))
+    return Repeated(a.median / b.median, a.low / b.high, a.high / b.low, min(a.repeats, b.repeats), a.compiled)
 
 
 def bench_command(server: Server, tokenizer: Path, load: Load, seed: int) -> list[str]:
@@ -168,4 +171,5 @@ def _loaded(load: Load, seed: int, answer: dict[str, Any], server: Server) -> Lo
         ttft_p99_ms=answer["p99_ttft_ms"],
         itl_ms=answer["median_itl_ms"],
         itl_p99_ms=answer["p99_itl_ms"],
+        compiled=server.compiled,
     )

@@ -36,8 +36,8 @@ LOOK_SECONDS = 0.25
 # clear every page again. One of 2,048 × 896 × 9,728 took 42 ms in INT8 that way and takes 28 ms so (BF16: 53 and 43).
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 # A step is hundreds of short parallel pieces, and waking a sleeping thread takes longer than many of them: one request
-# at a time waited 66 ms for each token of a 0.4B model with passive threads, and waits 24 ms so. A busy machine still
-# gets its cores back after a fraction of a millisecond.
+# at a time waited 66 ms for each token of a 0.4B model with passive threads, and waits 24 ms so. After that many looks
+# a thread sleeps, so that other programs get its core back.
 SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "300000"}
 # vLLM 0.32's CPU build saves what it compiled ahead of time and can't load it ("'function' object has no attribute
 # 'finalize_loading'"): it compiles again at each start, 58 s. By torch's own cache a second start takes 34 s.
@@ -49,8 +49,8 @@ class Server:
     """A running server. Made by `serve`; ended by `stop`, by leaving its `with` block, or by this process's end.
 
     url: the API's base, with `/v1`. key: what requests must carry. model: the name that requests ask for. command: how
-    the server would be started by hand. context: tokens that a request and its answer may have together.
-    ready_seconds: from its start to its first answer.
+    the server would be started by hand. context: tokens that a request and its answer may have together. compiled:
+    whether the engine compiled its model. ready_seconds: from its start to its first answer.
     """
 
     def __init__(
@@ -61,10 +61,11 @@ class Server:
         key: str,
         model: str,
         command: Sequence[str],
-        context: int,
+        engine: Engine,
     ) -> None:
         self._child, self._scratch = child, scratch
-        self.port, self.key, self.model, self.context = port, key, model, context
+        self.port, self.key, self.model = port, key, model
+        self.context, self.compiled = engine.max_model_len, not engine.enforce_eager
         self.command = tuple(command)
         self.url = f"http://{HOST}:{port}/v1"
         self.log = child.log
@@ -90,7 +91,7 @@ class Server:
 
         Of packed formats it is the packed size; what kernels make of it may be larger.
         """
-        return logged(self.log, LOADED, self._log_begin) * 2**30
+        return logged_gib(self.log, self._log_begin) * 2**30
 
     def require_alive(self) -> None:
         """Raises ProcessFailed, with its log's telling lines, if the server has ended."""
@@ -141,12 +142,12 @@ class Server:
         )
 
 
-def logged(log: Path, pattern: re.Pattern[str], begin: int = 0) -> float:
-    """The last number that a pattern's group finds in a log, from byte `begin` on; 0 if there is none."""
+def logged_gib(log: Path, begin: int = 0) -> float:
+    """GiB of weights by the last line of a log that tells them, from byte `begin` on; 0 if none does."""
     with open(log, "rb") as file:
         file.seek(begin)
-        found = pattern.findall(file.read().decode(errors="replace"))
-    return float(found[-1].replace(",", "")) if found else 0.0
+        found = LOADED.findall(file.read().decode(errors="replace"))
+    return float(found[-1]) if found else 0.0
 
 
 def _models(client: Any, url: str) -> list[str]:
@@ -198,7 +199,7 @@ def serve(
     log_begin = log.stat().st_size if log.exists() else 0
     began = time.monotonic()
     child = processes.Child([processes.engine_python(), str(CHILD), *command], log, env)
-    server = Server(child, scratch, port, key, name, command, engine.max_model_len)
+    server = Server(child, scratch, port, key, name, command, engine)
     server._log_begin = log_begin
     try:
         server._wait_until_ready(deadline_seconds, began)

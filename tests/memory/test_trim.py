@@ -16,6 +16,12 @@ HOLES_BYTES = BLOCKS * BLOCK_VALUES * 4 * 9 // 10
 GROWN_BYTES = 200_000_000
 
 
+@pytest.fixture(autouse=True)
+def nothing_left_by_other_tests() -> None:
+    """Garbage of an earlier test, collected in the middle of one of these, would look like memory given back."""
+    gc.collect()
+
+
 def blocks_with_holes() -> list[torch.Tensor]:
     """Every tenth of many blocks; what the others held lies between live ones, and the heap keeps it."""
     return [torch.ones(BLOCK_VALUES) for _ in range(BLOCKS)][::10]
@@ -37,6 +43,13 @@ def test_holes_in_the_heap_go_back_once_the_process_grows() -> None:
         grown = torch.ones(GROWN_BYTES // 4)
         assert becomes_smaller_than(before + GROWN_BYTES - HOLES_BYTES // 2, within_seconds=10)
     assert all(block[-1] == 1 for block in [*kept, grown])
+
+
+def test_what_was_there_before_is_not_searched_in_the_block_and_is_again_after_it() -> None:
+    assert gc.get_freeze_count() == 0
+    with trimmed():
+        assert gc.get_freeze_count() > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_without_it_the_heap_keeps_them() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from labkit import hardware
-from labkit.errors import Unsupported
 from labkit.profiles import TINY
 from labkit.serving import KernelTime, kernel_times
 
@@ -22,9 +21,3 @@ def test_each_number_of_tokens_gets_its_times(tmp_path: Path, keep_freed: bool) 
 
 def test_the_gain_counts_the_rounding() -> None:
     assert KernelTime(tokens=1, bf16_ms=3.0, rounding_ms=1.0, int8_ms=0.5).gain == 2.0
-
-
-def test_another_build_s_kernels_are_not_pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "engine_build", lambda: "cuda")
-    with pytest.raises(Unsupported, match="CPU build are not here"):
-        kernel_times(256, 128, [1], keep_freed=True, engine=TINY.engine, log=tmp_path / "log")

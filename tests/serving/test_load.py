@@ -22,6 +22,7 @@ def test_each_load_is_measured_and_told(server: Server, served: Path, tmp_path: 
     for one in found:
         assert one.output_tok_per_s == pytest.approx(one.load.requests * 8 / one.wall_seconds, rel=1e-3)
         assert one.request_per_s == pytest.approx(one.load.requests / one.wall_seconds, rel=1e-3)
+        assert not one.compiled
         assert 0 < one.ttft_ms <= one.ttft_p99_ms
         assert 0 < one.itl_ms <= one.itl_p99_ms
     assert set(ticks) <= {1, 2}
@@ -62,6 +63,6 @@ def test_a_server_that_dies_under_the_load_is_the_error_and_no_result_comes(
 
 
 def test_a_repeated_figure_is_the_median_with_its_extremes() -> None:
-    results = [Loaded(Load(1, 1, 1, 1), 0, 1.0, 1.0, speed, 1.0, 1.0, 1.0, 1.0) for speed in (3.0, 1.0, 2.0)]
+    results = [Loaded(Load(1, 1, 1, 1), 0, 1.0, 1.0, speed, 1.0, 1.0, 1.0, 1.0, True) for speed in (3.0, 1.0, 2.0)]
     found = repeated(results, "output_tok_per_s")
-    assert (found.median, found.low, found.high, found.repeats) == (2.0, 1.0, 3.0, 3)
+    assert (found.median, found.low, found.high, found.repeats, found.compiled) == (2.0, 1.0, 3.0, 3, True)
