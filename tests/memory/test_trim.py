@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from labkit.memory import process_bytes, trimmed
+from labkit.memory import process_bytes, return_free_memory, trimmed
 
 BLOCKS, BLOCK_VALUES = 4000, 15_000  # 60 kB each, which glibc serves from its heap
 HOLES_BYTES = BLOCKS * BLOCK_VALUES * 4 * 9 // 10
@@ -18,8 +18,8 @@ GROWN_BYTES = 200_000_000
 
 @pytest.fixture(autouse=True)
 def nothing_left_by_other_tests() -> None:
-    """Garbage of an earlier test, collected in the middle of one of these, would look like memory given back."""
-    gc.collect()
+    """Free memory of an earlier test would be taken for these tests' own: a heap with room does not grow."""
+    return_free_memory()
 
 
 def blocks_with_holes() -> list[torch.Tensor]:
