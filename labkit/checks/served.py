@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from labkit.serving import Load, Loaded, Repeated
 
 TOKENS_TOLERANCE = 0.01  # of tokens that fit: an engine rounds to whole blocks
+SAVING_TOLERANCE = 0.25  # of bytes saved in a process: what one engine compiles and another does not is in it
 
 
 def loads_are_whole(runs: Mapping[str, Mapping[Load, Sequence[Loaded]]]) -> Check:
@@ -69,6 +70,16 @@ def tokens_as_predicted(predicted: int, found: int, what: str) -> Check:
         f"the tokens that fit into {what}: predicted, and as the engine has them",
         f"{predicted:,} predicted, {found:,} in the engine's blocks",
         "compare layers, key-value heads and head size in config.json with what the engine says of its cache",
+    )
+
+
+def saving_as_predicted(saved: int, predicted: float, variant: str) -> Check:
+    """An engine needed less memory for a variant than for the baseline, by what the arithmetic says, within 25%."""
+    return expectation(
+        abs(saved - predicted) <= SAVING_TOLERANCE * predicted,
+        f"what the engine took less for {variant} than for the baseline",
+        f"{saved / 1e6:,.0f} MB, and {predicted / 1e6:,.0f} were promised",
+        "look at what this engine unpacks: its log names the kernel of each scheme",
     )
 
 

@@ -20,12 +20,14 @@ SCHEMES = (
     "int8-w8a8",
     "fp8-w8a8-dynamic",
     "fp8-w8a8-static",
+    "fp8-w8a8-block",
     "fp8-weight-only",
     "fp8-kv-cache",
     "w4a16",
     "w4afp8",
     "nvfp4",
     "mxfp4",
+    "mxfp8",
 )
 HARDWARE = {
     "nvidia-older": "NVIDIA before Turing (below 7.5)",
@@ -101,6 +103,16 @@ TABLE: tuple[Row, ...] = (
         "With AMX vLLM keeps the weights in FP8 and computes in BF16 (read in its source, not measured here).",
         "INT8 W8A8 computes in 8 bits here."),
 
+    Row(("fp8-w8a8-block",), _FP8_GPU, "native", "FP8 matrix units, by CUTLASS, DeepGEMM, AITER or Triton kernels."),
+    Row(("fp8-w8a8-block",), ("turing", "ampere"), "weights-only",
+        "No FP8 arithmetic below compute capability 8.9: Marlin keeps the weights in FP8 and computes in 16 bits.",
+        "INT8 W8A8 computes in 8 bits here."),
+    Row(("fp8-w8a8-block",), ("cpu-avx2", "cpu-avx512", "cpu-avx512-vnni"), "no",
+        "vLLM's block-wise FP8 kernels for CPUs need AMX.", "Use FP8 W8A8 dynamic, or INT8 W8A8."),
+    Row(("fp8-w8a8-block",), ("cpu-amx",), "weights-only",
+        "With AMX vLLM keeps the weights in FP8 and computes in BF16 (read in its source, not measured here).",
+        "INT8 W8A8 computes in 8 bits here."),
+
     Row(("fp8-weight-only",), _NVIDIA, "native", "Marlin reads FP8 weights from compute capability 7.5 up."),
     Row(("fp8-weight-only",), ("mi300",), "no", "vLLM lists no FP8 weight-only kernel for ROCm.",
         "Use FP8 W8A8 dynamic, which MI300 computes natively."),
@@ -146,6 +158,14 @@ TABLE: tuple[Row, ...] = (
         "MI300 has no FP4 arithmetic: vLLM dequantizes at each step, with the amd-quark package.", "Use W4A16."),
     Row(("nvfp4", "mxfp4"), _WIDE_CPU, "no", "vLLM has no FP4 kernel for CPUs.", "Use W4A16."),
     Row(("nvfp4", "mxfp4"), ("cpu-avx2",), "no", "vLLM has no FP4 kernel for CPUs.", "Use INT8 W8A8."),
+
+    Row(("mxfp8",), _BLACKWELL, "native", "Blackwell's matrix units compute in MXFP8."),
+    Row(("mxfp8",), ("turing", "ampere", "ada", "hopper"), "weights-only",
+        "No MXFP8 arithmetic below compute capability 10.0: Marlin keeps the weights in 8 bits and computes in 16.",
+        "FP8 W8A8 dynamic computes in 8 bits from 8.9 up, INT8 W8A8 from 7.5 to 9.0."),
+    Row(("mxfp8",), ("mi300",), "emulated", "MI300 has no MXFP8 arithmetic: vLLM dequantizes and computes in BF16.",
+        "Use FP8 W8A8 dynamic, which MI300 computes natively."),
+    Row(("mxfp8",), _CPU, "no", "vLLM lists no MXFP8 kernel for CPUs.", "Use INT8 W8A8."),
 
     Row(SCHEMES, ("nvidia-older",), "no", "vLLM's quantized kernels start at compute capability 7.5.",
         "Use the CPU build: make labs LOCK=cpu."),

@@ -11,7 +11,8 @@ from labkit import checkpoint, hardware, processes, serving
 from labkit.lab.notebook import progress_bar
 from labkit.lab.telling import Telling
 from labkit.ledger import SPEEDUP
-from labkit.serving import Load, Loaded, Repeated, Server, repeated
+from labkit.profiles import Engine
+from labkit.serving import Alone, Load, Loaded, Repeated, Server, repeated
 
 if TYPE_CHECKING:
     from labkit.ledger import Measurement
@@ -33,23 +34,27 @@ class Serving(Telling):
             print("vLLM compiles the model: about a minute at a variant's first start, less at later ones.")
         return not lacks
 
-    def serve(self, folder: Path, *, compiled: bool = True, options: Sequence[str] = ()) -> Server:
-        """A server of a checkpoint, ready; see `labkit.serving.serve`. Ends with `stop()` or its `with` block."""
-        engine = self.profile.engine
+    def serve(self, folder: Path, *, compiled: bool = True, options: Sequence[str] = (), wait: bool = True) -> Server:
+        """A server of a checkpoint; see `labkit.serving.serve`. Ends with `stop()` or its `with` block.
+
+        wait=False: for `put_load`, which starts its benchmark while the server comes up.
+        """
         server = serving.serve(
             folder,
-            engine=serving.compiling(engine) if compiled else replace(engine, enforce_eager=True),
+            engine=self._engine(compiled),
             log=self.log(f"server-{folder.name}"),
             options=options,
-            cache=self.workspace.root / "cache" / "vllm",
+            cache=self._compiled_cache,
             offline=self.offline,
+            wait=wait,
         )
-        print(f"{server.model} is ready after {server.ready_seconds:.0f} s at {server.url} (log: {server.log})")
+        if wait:
+            print(f"{server.model} is ready after {server.ready_seconds:.0f} s at {server.url} (log: {server.log})")
         return server
 
     def put_load(self, server: Server, tokenizer: Path, loads: Sequence[Load], repeats: int = 1) -> Runs:
         """Puts each load on the server, all of them `repeats` times over, after a warm-up that does not count."""
-        warm_up = replace(max(loads, key=lambda load: load.concurrency), output_tokens=2)
+        warm_up = replace(max(loads, key=lambda load: load.concurrency), input_tokens=8, output_tokens=2)
         with progress_bar(1 + repeats * len(loads), f"load on {server.model}", "load") as bar:
             _, *found = serving.put_load(
                 server,
@@ -61,16 +66,30 @@ class Serving(Telling):
                 offline=self.offline,
                 on_tick=bar,
             )
+        print(f"{server.model} was ready after {server.ready_seconds:.0f} s (log: {server.log})")
         return {load: [one for one in found if one.load == load] for load in loads}
 
-    def kernel_times(self, config: Path, tokens: Sequence[int], keep_freed: bool) -> list[serving.KernelTime]:
+    def measure_alone(self, folder: Path, decode: Load, prefill: Load, repeats: int, *, compiled: bool = True) -> Alone:
+        """An engine without a server: its memory and, `repeats` times, its two phases; see serving.measure_alone."""
+        return serving.measure_alone(
+            folder,
+            decode,
+            prefill,
+            repeats=repeats,
+            engine=self._engine(compiled),
+            log=self.log(f"alone-{folder.name}"),
+            cache=self._compiled_cache,
+            offline=self.offline,
+            seed=self.profile.seed,
+        )
+
+    def kernel_times(self, config: Path, tokens: Sequence[int]) -> dict[bool, list[serving.KernelTime]]:
         """A model's widest product, the first of its MLP, by the CPU engine's kernels; see serving.kernel_times."""
         shape = checkpoint.read_config(config)
         return serving.kernel_times(
             2 * shape["intermediate_size"],  # gate and up are one product in vLLM
             shape["hidden_size"],
             tokens,
-            keep_freed=keep_freed,
             engine=self.profile.engine,
             log=self.log("kernels"),
         )
@@ -83,14 +102,42 @@ class Serving(Telling):
             for name in (*RATES, *(TIMES if load.output_tokens > 1 else TIMES[:2]))  # after one token no other comes
         )
 
-    def record_speedups(self, variant: str, gains: Mapping[Load, Repeated], headline: Load) -> None:
-        """How many times the baseline's figure a variant reaches, under each load."""
+    def record_alone(self, variant: str, alone: Alone, decode: Load, prefill: Load) -> None:
+        """What an engine without a server measured goes into the ledger, as sweep."""
+        self.record("memory", "loaded_bytes", alone.loaded_bytes, variant=variant, unit="bytes", purpose="sweep")
+        rates = {"decode_tok_per_s": decode, "prefill_tok_per_s": prefill}
         self.workspace.ledger.append(
-            self._of_load(variant, SPEEDUP, "×", gain, load, headline) for load, gain in gains.items()
+            self._of_load(variant, name, "tok/s", repeated(alone.repeats, name), load, served=False)
+            for name, load in rates.items()
+            if alone.repeats
         )
 
+    def record_speedups(
+        self, variant: str, gains: Mapping[Load, Repeated], headline: Load | None = None, *, served: bool = True
+    ) -> None:
+        """How many times the baseline's figure a variant reaches, under each load; served: through a server or not."""
+        self.workspace.ledger.append(
+            self._of_load(variant, SPEEDUP, "×", gain, load, headline, served=served) for load, gain in gains.items()
+        )
+
+    def _engine(self, compiled: bool) -> Engine:
+        engine = self.profile.engine
+        return serving.compiling(engine) if compiled else replace(engine, enforce_eager=True)
+
+    @property
+    def _compiled_cache(self) -> Path:
+        return self.workspace.root / "cache" / "vllm"
+
     def _of_load(
-        self, variant: str, metric: str, unit: str, figure: Repeated, load: Load, headline: Load
+        self,
+        variant: str,
+        metric: str,
+        unit: str,
+        figure: Repeated,
+        load: Load,
+        headline: Load | None = None,
+        *,
+        served: bool = True,
     ) -> Measurement:
         """One figure of a load as a ledger line, with all that moves a speed: load, repeats, how the engine runs."""
         return self.measurement(
@@ -107,6 +154,7 @@ class Serving(Telling):
                 **asdict(load),
                 "repeats": figure.repeats,
                 "compiled": figure.compiled,
+                "served": served,
                 "seed": self.profile.seed,
             },
             purpose="headline" if load == headline else "sweep",

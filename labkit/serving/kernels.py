@@ -10,7 +10,6 @@ from labkit import hardware
 from labkit.engine import run_script
 from labkit.errors import Unsupported
 from labkit.profiles import Engine
-from labkit.serving.server import KEEP_FREED_MEMORY
 
 CHILD = Path(__file__).with_name("kernel_child.py")
 
@@ -31,13 +30,14 @@ class KernelTime:
 
 
 def kernel_times(
-    outputs: int, inputs: int, tokens: Sequence[int], *, keep_freed: bool, engine: Engine, log: Path
-) -> list[KernelTime]:
+    outputs: int, inputs: int, tokens: Sequence[int], *, engine: Engine, log: Path
+) -> dict[bool, list[KernelTime]]:
     """Times the product [tokens, inputs] × [inputs, outputs] in a child, a second for each number of tokens.
 
-    keep_freed: whether the process keeps large blocks of memory that it has freed, as labkit's servers do; else glibc
-    gives them back, and takes them anew for each product. Raises Unsupported where the engine is no CPU build: the
-    kernels of a GPU are others.
+    It is timed twice. False: as the C library comes, which gives large blocks of memory back as soon as they are freed,
+    and takes them anew for each product. True: with freed memory kept, as labkit starts its engines.
+
+    Raises Unsupported where the engine is no CPU build: the kernels of a GPU are others.
     """
     if hardware.engine_build() != "cpu":
         raise Unsupported("the kernels of vLLM's CPU build are not here", fix="use a GPU's own profiler")
@@ -48,6 +48,8 @@ def kernel_times(
         engine=engine,
         offline=True,
         deadline_seconds=600,
-        env=KEEP_FREED_MEMORY if keep_freed else None,
     )
-    return [KernelTime(int(count), *times) for count, *times in found]
+    return {
+        keep: [KernelTime(int(count), *times) for count, *times in timed]
+        for keep, timed in zip((False, True), found, strict=True)
+    }

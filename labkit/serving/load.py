@@ -6,7 +6,6 @@ two. What a load asks for is fixed: so many requests of so many tokens in and ou
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +33,15 @@ class Load:
             if value < 1:
                 raise UsageError(f"{name} is {value}", fix="give a whole number from 1 up")
 
+    def require_within(self, context: int) -> None:
+        """Raises UsageError if a request and its answer are longer than a context."""
+        if self.input_tokens + self.output_tokens > context:
+            raise UsageError(
+                f"{self.input_tokens} tokens in and {self.output_tokens} out are more than the engine's context of "
+                f"{context}",
+                fix="ask for fewer tokens, or for a larger max_model_len",
+            )
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -53,34 +61,6 @@ class Loaded:
     itl_ms: float
     itl_p99_ms: float
     compiled: bool
-
-
-@dataclass(frozen=True)
-class Repeated:
-    """A figure over repeats of one load: the median, the smallest and the largest; whether the engine was compiled."""
-
-    median: float
-    low: float
-    high: float
-    repeats: int
-    compiled: bool
-
-    def __str__(self) -> str:
-        median, low, high = (f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in (self.median, self.low, self.high))
-        return median + (f" ({low} to {high})" if self.repeats > 1 else "")
-
-
-def repeated(results: Sequence[Loaded], metric: str) -> Repeated:
-    """The figure `metric` of Loaded over repeats of one load."""
-    values = [float(getattr(result, metric)) for result in results]
-    compiled = all(result.compiled for result in results)
-    return Repeated(statistics.median(values), min(values), max(values), len(values), compiled)
-
-
-def ratio(ours: Sequence[Loaded], theirs: Sequence[Loaded], metric: str) -> Repeated:
-    """Our figure over theirs: of the medians, and the smallest and largest that any of the repeats would give."""
-    a, b = repeated(ours, metric), repeated(theirs, metric)
-    return Repeated(a.median / b.median, a.low / b.high, a.high / b.low, min(a.repeats, b.repeats), a.compiled)
 
 
 def bench_command(server: Server, tokenizer: Path, load: Load, seed: int) -> list[str]:
@@ -105,7 +85,9 @@ def put_load(
     deadline_seconds: float = 3600.0,
     on_tick: Callable[[int], None] | None = None,
 ) -> list[Loaded]:
-    """Puts one load after another on a running server, and returns what each measured.
+    """Puts one load after another on a server, and returns what each measured.
+
+    The server need not be ready: the benchmark takes seconds to start, meanwhile it may come up.
 
     seed: of the first load; each further one takes the next, so that no prompt is cached from an earlier load.
     on_tick: called with the number of loads done.
@@ -114,26 +96,24 @@ def put_load(
     server dies under the load or any request fails: a throughput over fewer requests would look whole.
     """
     for load in loads:
-        if load.input_tokens + load.output_tokens > server.context:
-            raise UsageError(
-                f"{load.input_tokens} tokens in and {load.output_tokens} out are more than the server's context of "
-                f"{server.context}",
-                fix="ask for fewer tokens, or serve with a larger max_model_len",
-            )
+        load.require_within(server.context)
     server.require_alive()
     commands = [bench_command(server, tokenizer, load, seed + number) for number, load in enumerate(loads)]
     progress = log.with_suffix(".progress")
-    progress.unlink(missing_ok=True)
+    go = log.with_suffix(".go")
+    for file in (progress, go):
+        file.unlink(missing_ok=True)
 
     def look() -> None:
-        server.require_alive()
+        if server.is_ready():
+            go.touch()
         if on_tick and progress.exists():
             on_tick(int(progress.read_text()))
 
     try:
         answers = run_script(
             CHILD.read_text(encoding="utf-8"),
-            {"commands": commands, "progress": str(progress)},
+            {"commands": commands, "go": str(go), "progress": str(progress)},
             log=log,
             engine=engine,
             offline=offline,
@@ -145,7 +125,8 @@ def put_load(
         server.require_alive()  # a dead server is the cause, whatever its client says
         raise
     finally:
-        progress.unlink(missing_ok=True)
+        for file in (progress, go):
+            file.unlink(missing_ok=True)
     return [
         _loaded(load, seed + number, answer, server)
         for number, (load, answer) in enumerate(zip(loads, answers, strict=True))

@@ -1,12 +1,14 @@
 """What runs in the engine's interpreter: `vllm bench serve` for each command of the job, all in one process.
 
 Started by labkit.engine.run_script: standard library and vllm only, no labkit. The job is {"commands": [[...], ...],
-"progress": FILE}; the answer has one object for each command. FILE says how many are done.
+"go": FILE, "progress": FILE}; the answer has one object for each command. It begins when the first file is there; the
+second says how many are done.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,9 @@ def main(job: dict[str, Any]) -> list[dict[str, Any]]:
 
     parser = FlexibleArgumentParser()
     serve.add_cli_args(parser)
-    progress = Path(job["progress"])
+    go, progress = Path(job["go"]), Path(job["progress"])
+    while not go.exists():
+        time.sleep(0.1)
     answers = []
     for command in job["commands"]:
         words = command[3:]  # after "vllm bench serve"

@@ -28,20 +28,11 @@ from labkit.engine import CHILD, engine_env, model_length, scratch_env, telling_
 from labkit.errors import ProcessFailed, UsageError
 from labkit.profiles import Engine
 from labkit.serving.refusals import remedy
+from labkit.serving.settings import quick_env
 
 HOST = "127.0.0.1"
 KEY_VARIABLE = "VLLM_API_KEY"  # vLLM looks there; a command line can be read by every user
 LOOK_SECONDS = 0.25
-# glibc gives blocks above 32 MB back at once and takes them anew: for each product of a long prompt the kernel would
-# clear every page again. One of 2,048 × 896 × 9,728 took 42 ms in INT8 that way and takes 28 ms so (BF16: 53 and 43).
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-# A step is hundreds of short parallel pieces, and waking a sleeping thread takes longer than many of them: one request
-# at a time waited 66 ms for each token of a 0.4B model with passive threads, and waits 24 ms so. After that many looks
-# a thread sleeps, so that other programs get its core back.
-SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "300000"}
-# vLLM 0.32's CPU build saves what it compiled ahead of time and can't load it ("'function' object has no attribute
-# 'finalize_loading'"): it compiles again at each start, 58 s. By torch's own cache a second start takes 34 s.
-NO_AOT = {"VLLM_USE_AOT_COMPILE": "0"}
 LOADED = re.compile(r"(?:Model loading took|Checkpoint size:) ([\d.]+) GiB")
 
 
@@ -50,7 +41,7 @@ class Server:
 
     url: the API's base, with `/v1`. key: what requests must carry. model: the name that requests ask for. command: how
     the server would be started by hand. context: tokens that a request and its answer may have together. compiled:
-    whether the engine compiled its model. ready_seconds: from its start to its first answer.
+    whether the engine compiled its model. ready_seconds: from its start to its first answer, 0 before that.
     """
 
     def __init__(
@@ -62,8 +53,10 @@ class Server:
         model: str,
         command: Sequence[str],
         engine: Engine,
+        deadline_seconds: float,
     ) -> None:
         self._child, self._scratch = child, scratch
+        self._began, self._deadline_seconds = time.monotonic(), deadline_seconds
         self.port, self.key, self.model = port, key, model
         self.context, self.compiled = engine.max_model_len, not engine.enforce_eager
         self.command = tuple(command)
@@ -98,6 +91,27 @@ class Server:
         if not self.alive:
             raise self._died("died")
 
+    def is_ready(self) -> bool:
+        """Whether it has answered yet. Raises ProcessFailed if it has ended or is late: stop it then."""
+        import httpx
+
+        self.require_alive()
+        if self.ready_seconds:
+            return True
+        with httpx.Client(timeout=5.0, trust_env=False, headers={"Authorization": f"Bearer {self.key}"}) as client:
+            answers = self.model in _models(client, self.url)
+        waited = time.monotonic() - self._began
+        if answers:
+            self.ready_seconds = waited
+        elif waited > self._deadline_seconds:
+            raise self._died(f"was not ready within {self._deadline_seconds:.0f} s and was stopped")
+        return answers
+
+    def wait(self) -> None:
+        """Returns once it answers; raises ProcessFailed as `is_ready` does."""
+        while not self.is_ready():
+            time.sleep(LOOK_SECONDS)
+
     def stop(self) -> None:
         """Ends all of the server's processes; returns when none is left."""
         self._child.stop()
@@ -119,19 +133,6 @@ class Server:
 
     def __repr__(self) -> str:  # the key must not come into a notebook's output
         return f"Server({self.model!r} at {self.url}, log {self.log})"
-
-    def _wait_until_ready(self, deadline_seconds: float, began: float) -> None:
-        import httpx
-
-        with httpx.Client(timeout=5.0, trust_env=False, headers={"Authorization": f"Bearer {self.key}"}) as client:
-            while True:
-                self.require_alive()
-                if self.model in _models(client, self.url):
-                    break
-                if time.monotonic() - began > deadline_seconds:
-                    raise self._died(f"was not ready within {deadline_seconds:.0f} s and was stopped")
-                time.sleep(LOOK_SECONDS)
-        self.ready_seconds = time.monotonic() - began
 
     def _died(self, how: str) -> ProcessFailed:
         lines = telling_lines(self.log, self._log_begin)
@@ -172,8 +173,9 @@ def serve(
     cache: Path | None = None,
     offline: bool = True,
     deadline_seconds: float = 600.0,
+    wait: bool = True,
 ) -> Server:
-    """Starts a server for a checkpoint and returns once it answers.
+    """Starts a server for a checkpoint and returns once it answers, or with `wait=False` at once.
 
     name: what requests call the model (default: the folder's name). port: 0 takes a free one. options: more arguments
     of `vllm serve`. cache: where vLLM keeps what it compiles, for the next start. key: from $VLLM_API_KEY, else random.
@@ -188,21 +190,17 @@ def serve(
     port = _free_port() if port == 0 else _require_free(port)
     key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(24)
     command = serve_command(checkpoint, name, port, engine, options)
-    env = engine_env(engine, offline) | {KEY_VARIABLE: key}
-    if cache:  # torch's part of it would lie in the temporary folder
-        env |= {"VLLM_CACHE_ROOT": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")}
+    env = engine_env(engine, offline) | quick_env(cache) | {KEY_VARIABLE: key}
     del env["VLLM_ENABLE_V1_MULTIPROCESSING"]  # a server's engine is a process of its own
-    if hardware.engine_build() == "cpu":
-        env |= KEEP_FREED_MEMORY | SPIN_BRIEFLY | NO_AOT
     scratch = tempfile.TemporaryDirectory(prefix="labkit-server-", ignore_cleanup_errors=True)
     env |= scratch_env(Path(scratch.name) / "tmp")
     log_begin = log.stat().st_size if log.exists() else 0
-    began = time.monotonic()
     child = processes.Child([processes.engine_python(), str(CHILD), *command], log, env)
-    server = Server(child, scratch, port, key, name, command, engine)
+    server = Server(child, scratch, port, key, name, command, engine, deadline_seconds)
     server._log_begin = log_begin
     try:
-        server._wait_until_ready(deadline_seconds, began)
+        if wait:
+            server.wait()
     except BaseException:  # Ctrl-C too: a server that nobody holds must not stay
         server.stop()
         raise

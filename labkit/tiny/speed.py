@@ -1,8 +1,10 @@
-"""A model to measure speed with: 0.4 billion random weights from a seed, in the shape of Qwen2-0.5B.
+"""A model to measure speed with: 0.4 billion random weights from a seed, two layers as wide as an 8B model's.
 
 How long a matrix product takes does not depend on the numbers in it, so random weights serve as well as trained ones;
 what they answer is noise, so they say nothing of accuracy. The embedded model is too small for speed: its layers take
-microseconds, and what is measured then is everything around them.
+microseconds, and what is measured then is everything around them. For the same reason the layers here are few and wide:
+in 24 layers of a quarter of the width, calls, norms and the vocabulary take a share that they don't have in a large
+model (measured: INT8 gains 1.6 times in decode there, 1.75 times here).
 """
 
 from __future__ import annotations
@@ -16,17 +18,17 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 
 
 def materialize_speed_model(folder: Path) -> None:
-    """Writes the model into `folder` as a BF16 checkpoint of 387 million parameters, with the embedded tokenizer."""
+    """Writes the model into `folder` as a BF16 checkpoint of 415 million parameters, with the embedded tokenizer."""
     import torch
     import transformers
 
-    config = transformers.Qwen2Config(
-        vocab_size=32_000,  # Qwen2's is five times as large, which would be half of the model
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
+    config = transformers.LlamaConfig(  # granite-3.1-8b's layers, of which that model has 40
+        vocab_size=4096,
+        hidden_size=4096,
+        intermediate_size=12_800,
+        num_hidden_layers=2,
+        num_attention_heads=32,
+        num_key_value_heads=8,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
     )

@@ -32,7 +32,7 @@ def test_each_load_is_measured_and_told(server: Server, served: Path, tmp_path: 
 def test_a_load_beyond_the_context_is_refused_before_anything_is_sent(
     server: Server, served: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="500 tokens in and 64 out are more than the server's context of 512"):
+    with pytest.raises(UsageError, match="500 tokens in and 64 out are more than the engine's context of 512"):
         put_load(server, [Load(1, 1, 500, 64)], tokenizer=served, engine=ENGINE, log=tmp_path / "log")
     assert not (tmp_path / "log").exists()
 

@@ -20,7 +20,8 @@ import pytest
 from labkit import hardware
 from labkit.errors import ProcessFailed, UsageError
 from labkit.serving import Server, serve
-from labkit.serving.server import KEEP_FREED_MEMORY, KEY_VARIABLE, NO_AOT, SPIN_BRIEFLY, logged_gib
+from labkit.serving.server import KEY_VARIABLE, logged_gib
+from labkit.serving.settings import KEEP_FREED_MEMORY, NO_AOT, SPIN_BRIEFLY
 from tests.conftest import clean_environment
 from tests.models import make_model
 from tests.processes_left import MARKER, marked, wait_until
