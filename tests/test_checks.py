@@ -135,6 +135,10 @@ PAIRS: dict[str, tuple[Callable[[], Check], Callable[[], Check]]] = {
         lambda: checks.tokens_as_predicted(2_000, 2_010, "a cache"),
         lambda: checks.tokens_as_predicted(2_000, 1_000, "a cache"),
     ),
+    "saving as predicted": (
+        lambda: checks.saving_as_predicted(380_000_000, 400_000_000, "int8-rtn"),
+        lambda: checks.saving_as_predicted(20_000_000, 400_000_000, "int8-rtn"),
+    ),
     "as the matrix says": (
         lambda: checks.as_the_matrix_says(judge("fp8-w8a8-static", "cpu-avx512-vnni", "cpu"), taken=False),
         lambda: checks.as_the_matrix_says(judge("fp8-w8a8-static", "cpu-avx512-vnni", "cpu"), taken=True),

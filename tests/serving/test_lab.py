@@ -10,13 +10,13 @@ import pytest
 from labkit.lab import Lab
 from labkit.ledger import SPEEDUP
 from labkit.profiles import EMBEDDED, SPEED, TINY, WORKBENCH, Parameters
-from labkit.serving import Load, Loaded, ratio
+from labkit.serving import Alone, Load, Loaded, Phases, ratio
 from labkit.workspace import Workspace, read_manifest
 from tests.models import make_model
 from tests.serving.conftest import ENGINE
 
 LIGHT, HEAVY = Load(1, 2, 16, 8), Load(32, 32, 16, 8)
-PREFILL = Load(2, 2, 64, 1)
+PREFILL, DECODE = Load(2, 2, 64, 1), Load(32, 32, 8, 33)
 
 
 def loaded(load: Load, output_tok_per_s: float) -> Loaded:
@@ -64,6 +64,19 @@ def test_a_speed_up_keeps_its_load_and_spread(lab: Lab) -> None:
     assert len(lab.workspace.ledger.newest(metric=SPEEDUP)) == 2
 
 
+def test_what_an_engine_measured_without_a_server_is_sweep_and_says_so(lab: Lab) -> None:
+    times = (Phases(700.0, 45.0, 1000.0, True), Phases(740.0, 43.0, 1100.0, True), Phases(720.0, 44.0, 1050.0, True))
+    lab.record_alone("bf16", Alone(10**9, times), DECODE, PREFILL)
+    lab.record_alone("w4a16-rtn", Alone(10**8, ()), DECODE, PREFILL)
+    by_metric = {m.metric: m for m in lab.workspace.ledger.newest(variant="bf16")}
+    assert set(by_metric) == {"loaded_bytes", "decode_tok_per_s", "prefill_tok_per_s"}
+    found = by_metric["decode_tok_per_s"]
+    assert (found.value, found.ci_low, found.ci_high, found.purpose) == (720.0, 700.0, 740.0, "sweep")
+    assert (found.settings["served"], found.settings["output_tokens"]) == (False, DECODE.output_tokens)
+    assert by_metric["prefill_tok_per_s"].settings["input_tokens"] == PREFILL.input_tokens
+    assert [m.metric for m in lab.workspace.ledger.newest(variant="w4a16-rtn")] == ["loaded_bytes"]
+
+
 def test_speed_is_measured_on_the_profile_s_speed_model_unless_another_was_asked_for(tmp_path: Path) -> None:
     tiny = Lab("04_serving_throughput", TINY, Workspace(tmp_path), Parameters())
     assert (tiny.model_name, tiny.on_speed_model().model_name) == (EMBEDDED, SPEED)
@@ -79,7 +92,7 @@ def test_the_speed_model_is_made_once_and_is_the_same_each_time(tmp_path: Path) 
     second = Lab("04_serving_throughput", TINY, Workspace(tmp_path / "b"), Parameters()).on_speed_model()
     files = [read_manifest(lab.base)["files"]["model.safetensors"] for lab in (first, second)]
     assert files[0] == files[1]
-    assert 750_000_000 < files[0]["bytes"] < 800_000_000
+    assert 820_000_000 < files[0]["bytes"] < 840_000_000
     assert first.has("bf16")
     assert not first.has("int8-rtn")
 

@@ -29,6 +29,21 @@ def test_each_load_is_measured_and_told(server: Server, served: Path, tmp_path: 
     assert server.key not in (tmp_path / "log").read_text()
 
 
+def test_a_load_may_be_put_on_a_server_that_is_still_starting(served: Path, tmp_path: Path) -> None:
+    with serve(served, engine=ENGINE, log=tmp_path / "server.log", name="early", wait=False) as server:
+        assert server.ready_seconds == 0
+        (found,) = put_load(server, [Load(1, 1, 16, 8)], tokenizer=served, engine=ENGINE, log=tmp_path / "log")
+        assert server.ready_seconds > 0
+    assert found.output_tok_per_s > 0
+    assert {path.name for path in tmp_path.iterdir()} == {"server.log", "log"}
+
+
+def test_a_load_on_a_server_that_does_not_come_up_in_time_is_the_server_s_error(served: Path, tmp_path: Path) -> None:
+    late = serve(served, engine=ENGINE, log=tmp_path / "server.log", name="late", wait=False, deadline_seconds=1)
+    with late, pytest.raises(ProcessFailed, match=r"late on port \d+ was not ready within 1 s"):
+        put_load(late, [Load(1, 1, 16, 8)], tokenizer=served, engine=ENGINE, log=tmp_path / "log")
+
+
 def test_a_load_beyond_the_context_is_refused_before_anything_is_sent(
     server: Server, served: Path, tmp_path: Path
 ) -> None:
