@@ -94,6 +94,10 @@ class Serving(Telling):
             log=self.log("kernels"),
         )
 
+    def online_schemes(self, folder: Path) -> list[serving.Online]:
+        """What vLLM does with each of its names for rounding while it loads; see serving.online_schemes."""
+        return serving.online_schemes(folder, engine=self.profile.engine, log=self.log("online"), offline=self.offline)
+
     def record_loads(self, variant: str, runs: Runs, headline: Load) -> None:
         """Every figure of a variant's loads goes into the ledger: those of `headline` as such, the rest as sweep."""
         self.workspace.ledger.append(

@@ -2,6 +2,7 @@
 
 from labkit.serving.kernels import KernelTime, kernel_times
 from labkit.serving.load import Load, Loaded, bench_command, put_load
+from labkit.serving.online import Online, online_schemes
 from labkit.serving.phases import Alone, Phases, measure_alone
 from labkit.serving.repeats import Repeated, ratio, repeated
 from labkit.serving.server import KEY_VARIABLE, Server, compiling, serve, serve_command
@@ -12,6 +13,7 @@ __all__ = [
     "KernelTime",
     "Load",
     "Loaded",
+    "Online",
     "Phases",
     "Repeated",
     "Server",
@@ -19,6 +21,7 @@ __all__ = [
     "compiling",
     "kernel_times",
     "measure_alone",
+    "online_schemes",
     "put_load",
     "ratio",
     "repeated",
