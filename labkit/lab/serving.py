@@ -31,7 +31,7 @@ class Serving(Telling):
         if lacks:
             print(f"vLLM runs without compiling here, which makes it slower. {lacks}")
         else:
-            print("vLLM compiles the model: about a minute at a variant's first start, less at later ones.")
+            print("vLLM compiles the model: up to a minute more at a variant's first start than at later ones.")
         return not lacks
 
     def serve(self, folder: Path, *, compiled: bool = True, options: Sequence[str] = (), wait: bool = True) -> Server:
@@ -54,6 +54,7 @@ class Serving(Telling):
 
     def put_load(self, server: Server, tokenizer: Path, loads: Sequence[Load], repeats: int = 1) -> Runs:
         """Puts each load on the server, all of them `repeats` times over, after a warm-up that does not count."""
+        starting = not server.ready_seconds
         warm_up = replace(max(loads, key=lambda load: load.concurrency), input_tokens=8, output_tokens=2)
         with progress_bar(1 + repeats * len(loads), f"load on {server.model}", "load") as bar:
             _, *found = serving.put_load(
@@ -66,7 +67,8 @@ class Serving(Telling):
                 offline=self.offline,
                 on_tick=bar,
             )
-        print(f"{server.model} was ready after {server.ready_seconds:.0f} s (log: {server.log})")
+        if starting:
+            print(f"{server.model} was ready after {server.ready_seconds:.0f} s (log: {server.log})")
         return {load: [one for one in found if one.load == load] for load in loads}
 
     def measure_alone(self, folder: Path, decode: Load, prefill: Load, repeats: int, *, compiled: bool = True) -> Alone:
@@ -108,7 +110,9 @@ class Serving(Telling):
 
     def record_alone(self, variant: str, alone: Alone, decode: Load, prefill: Load) -> None:
         """What an engine without a server measured goes into the ledger, as sweep."""
-        self.record("memory", "loaded_bytes", alone.loaded_bytes, variant=variant, unit="bytes", purpose="sweep")
+        self.record(
+            "memory", "loaded_bytes", alone.loaded_bytes, variant=variant, unit="bytes", purpose="sweep", backend="vllm"
+        )
         rates = {"decode_tok_per_s": decode, "prefill_tok_per_s": prefill}
         self.workspace.ledger.append(
             self._of_load(variant, name, "tok/s", repeated(alone.repeats, name), load, served=False)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from labkit import hardware
 from labkit.engine import model_length, run_script
 from labkit.profiles import Engine
+from labkit.serving.settings import llm_options
 
 CHILD = Path(__file__).with_name("online_child.py")
 # The capability matrix's name of what a dense model becomes; a name that is not here rounds experts only.
@@ -42,9 +42,7 @@ def online_schemes(checkpoint: Path, *, engine: Engine, log: Path, offline: bool
 
     Raises ProcessFailed if vLLM itself does not start.
     """
-    options = {"max_model_len": model_length(checkpoint, engine), "dtype": engine.dtype}
-    if hardware.engine_build() == "cuda":
-        options["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    options = llm_options(replace(engine, enforce_eager=True), model_length(checkpoint, engine))
     found = run_script(
         CHILD.read_text(encoding="utf-8"),
         {"model": str(checkpoint), "engine": options},

@@ -26,7 +26,7 @@ def attempt(engine: Any, job: dict[str, Any], name: str, told: Connection) -> No
     from vllm import SamplingParams
 
     try:
-        llm = engine(model=job["model"], quantization=name, enforce_eager=True, **job["engine"])
+        llm = engine(model=job["model"], quantization=name, **job["engine"])
         llm.generate({"prompt_token_ids": [1]}, SamplingParams(max_tokens=2, ignore_eos=True), use_tqdm=False)
         told.send([True, llm.apply_model(quantized_share)[0], ""])
     except Exception as error:  # noqa: BLE001  whatever a name does, it is the answer for this name

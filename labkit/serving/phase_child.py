@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import random
 import time
 from typing import Any
@@ -40,9 +41,11 @@ def seconds(llm: Any, prompts: list[list[int]], tokens: int) -> float:
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
+    import torch
     import vllm
-    import vllm.v1.worker.cpu_worker  # imported before the first look, so that the code does not count as the model's
 
+    if not torch.cuda.is_available():  # imported before the first look, so that code does not count as the model's
+        importlib.import_module("vllm.v1.worker.cpu_worker")
     before = held_bytes()
     llm = vllm.LLM(model=job["model"], enable_prefix_caching=False, **job["engine"])
     loaded = held_bytes(llm) - before

@@ -6,15 +6,15 @@ on a server shows is all of them together. Decode and prefill are properties of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from labkit import hardware
 from labkit.engine import model_length, run_script
 from labkit.errors import UsageError
 from labkit.profiles import Engine
 from labkit.serving.load import Load
-from labkit.serving.settings import quick_env
+from labkit.serving.settings import llm_options, quick_env
 
 CHILD = Path(__file__).with_name("phase_child.py")
 
@@ -30,6 +30,14 @@ class Phases:
     step_ms: float
     prefill_tok_per_s: float
     compiled: bool
+
+    @staticmethod
+    def of(decode: Load, prefill: Load, seconds: Sequence[float], compiled: bool) -> Phases:
+        """From the seconds of decode's first tokens alone, of all its tokens, and of prefill."""
+        first, whole, read = seconds
+        steps = decode.output_tokens - 1
+        step = (whole - first) / steps
+        return Phases(decode.requests / step, step * 1e3, prefill.requests * prefill.input_tokens / read, compiled)
 
 
 @dataclass(frozen=True)
@@ -71,41 +79,18 @@ def measure_alone(
         load.require_within(context)
     if decode.output_tokens < 2:
         raise UsageError("a decode of one token has no step after the first", fix="ask for two output tokens or more")
-    options = {
-        "max_model_len": context,
-        "dtype": engine.dtype,
-        "enforce_eager": engine.enforce_eager,
-        "seed": seed,
-        "max_num_seqs": max(decode.requests, prefill.requests),
-    }
-    if hardware.engine_build() == "cuda":
-        options["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    options = llm_options(engine, context) | {"max_num_seqs": max(decode.requests, prefill.requests)}
+    job = {"model": str(checkpoint), "engine": options, "decode": asdict(decode), "prefill": asdict(prefill)}
     found = run_script(
         CHILD.read_text(encoding="utf-8"),
-        {
-            "model": str(checkpoint),
-            "engine": options,
-            "decode": asdict(decode),
-            "prefill": asdict(prefill),
-            "repeats": repeats,
-            "seed": seed,
-        },
+        job | {"repeats": repeats, "seed": seed},
         log=log,
         engine=engine,
         offline=offline,
         deadline_seconds=deadline_seconds,
         env=quick_env(cache),
     )
-    steps = decode.output_tokens - 1
+    compiled = not engine.enforce_eager
     return Alone(
-        int(found["loaded_bytes"]),
-        tuple(
-            Phases(
-                decode_tok_per_s=decode.requests * steps / (whole - first),
-                step_ms=(whole - first) / steps * 1e3,
-                prefill_tok_per_s=prefill.requests * prefill.input_tokens / read,
-                compiled=not engine.enforce_eager,
-            )
-            for first, whole, read in found["repeats"]
-        ),
+        int(found["loaded_bytes"]), tuple(Phases.of(decode, prefill, each, compiled) for each in found["repeats"])
     )

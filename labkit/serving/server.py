@@ -71,11 +71,6 @@ class Server:
         return self._child.pid
 
     @property
-    def bytes(self) -> int:
-        """Resident bytes of all of the server's processes now."""
-        return processes.tree_bytes(self.pid)
-
-    @property
     def alive(self) -> bool:
         return self._child.poll() is None
 

@@ -1,10 +1,12 @@
-"""The environment that makes vLLM quick where it serves or is timed: on a CPU, and with what it compiled kept."""
+"""How an engine is started where it serves or is timed: vLLM's options, and the environment that makes it quick."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from labkit import hardware
+from labkit.profiles import Engine
 
 # glibc gives blocks above 32 MB back at once and takes them anew: for each product of a long prompt the kernel would
 # clear every page again. One of 2,048 × 896 × 9,728 took 42 ms in INT8 that way and takes 28 ms so (BF16: 53 and 43).
@@ -25,3 +27,11 @@ def quick_env(cache: Path | None) -> dict[str, str]:
     """
     env = {"VLLM_CACHE_ROOT": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")} if cache else {}
     return env | (KEEP_FREED_MEMORY | SPIN_BRIEFLY | NO_AOT if hardware.engine_build() == "cpu" else {})
+
+
+def llm_options(engine: Engine, context: int) -> dict[str, Any]:
+    """What `vllm.LLM` is given beside a checkpoint. context: tokens, what `labkit.engine.model_length` says of it."""
+    options = {"max_model_len": context, "dtype": engine.dtype, "enforce_eager": engine.enforce_eager}
+    if hardware.engine_build() == "cuda":
+        options["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    return options

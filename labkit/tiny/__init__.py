@@ -10,7 +10,7 @@ from typing import Any
 
 from labkit.errors import CheckpointError
 from labkit.tiny.outliers import CHANNELS, OUTLIER_FACTOR, plant
-from labkit.tiny.speed import SPEED_SEED, TOKENIZER_FILES, WEIGHTS, materialize_speed_model
+from labkit.tiny.speed import SPEED_SEED, TOKENIZER_FILES, WEIGHTS, materialize_random, materialize_speed_model
 
 __all__ = [
     "CHANNELS",
@@ -21,6 +21,7 @@ __all__ = [
     "WEIGHTS",
     "embedded_manifest",
     "materialize",
+    "materialize_random",
     "materialize_speed_model",
     "plant",
 ]

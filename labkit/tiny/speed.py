@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 WEIGHTS = Path(__file__).parent / "weights"  # of the embedded model, whose tokenizer this one has
 SPEED_SEED = 0
@@ -19,7 +20,6 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 
 def materialize_speed_model(folder: Path) -> None:
     """Writes the model into `folder` as a BF16 checkpoint of 409 million parameters, with the embedded tokenizer."""
-    import torch
     import transformers
 
     config = transformers.LlamaConfig(  # granite-3.1-8b: two of its 40 layers, a 20th of its 49,155 words
@@ -32,6 +32,14 @@ def materialize_speed_model(folder: Path) -> None:
         max_position_embeddings=4096,
         tie_word_embeddings=True,
     )
+    materialize_random(folder, config)
+
+
+def materialize_random(folder: Path, config: Any) -> None:
+    """Writes a BF16 checkpoint of a transformers config into `folder`: seeded random weights, the embedded tokenizer."""
+    import torch
+    import transformers
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SPEED_SEED)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

@@ -70,6 +70,7 @@ def test_what_an_engine_measured_without_a_server_is_sweep_and_says_so(lab: Lab)
     lab.record_alone("w4a16-rtn", Alone(10**8, ()), DECODE, PREFILL)
     by_metric = {m.metric: m for m in lab.workspace.ledger.newest(variant="bf16")}
     assert set(by_metric) == {"loaded_bytes", "decode_tok_per_s", "prefill_tok_per_s"}
+    assert {m.backend for m in by_metric.values()} == {"vllm"}
     found = by_metric["decode_tok_per_s"]
     assert (found.value, found.ci_low, found.ci_high, found.purpose) == (720.0, 700.0, 740.0, "sweep")
     assert (found.settings["served"], found.settings["output_tokens"]) == (False, DECODE.output_tokens)
