@@ -55,9 +55,8 @@ def serve_until_stopped(
     if not eager and engine.enforce_eager:
         tell(f"Without compiling, which makes it slower: {hardware.compile_lacks(processes.engine_python())}")
     log = workspace.root / "logs" / "serve" / f"{folder.name}.log"
-    tell(
-        f"Starting vLLM for {folder}{'' if engine.enforce_eager else '; compiling takes up to a minute at the first start'}"
-    )
+    compiles = "" if engine.enforce_eager else "; compiling takes up to a minute at the first start"
+    tell(f"Starting vLLM for {folder}{compiles}")
     with _sigterm_as_exit(), tempfile.TemporaryDirectory(prefix="labkit-serve-") as private:
         cache = workspace.root / "cache" / "vllm"
         try:

@@ -36,7 +36,7 @@ def materialize_speed_model(folder: Path) -> None:
 
 
 def materialize_random(folder: Path, config: Any) -> None:
-    """Writes a BF16 checkpoint of a transformers config into `folder`: seeded random weights, the embedded tokenizer."""
+    """Writes a BF16 checkpoint of a transformers config: seeded random weights, the embedded tokenizer."""
     import torch
     import transformers
 
