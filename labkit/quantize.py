@@ -105,7 +105,7 @@ class Job:
     def reload_difference(self) -> float:
         """How far the saved checkpoint is from the model in memory: mean |difference| of logits over mean |logit|.
 
-        The logits are those of a fixed text through the first and the last block, which costs next to nothing.
+        The logits are those of a fixed text through the last block alone, which costs next to nothing.
         Loads the checkpoint once more, strictly, and lets go of it again.
         """
         model = checkpoint.load(self.final)
@@ -145,7 +145,7 @@ class Job:
 
 
 def _probe(model: Any) -> torch.Tensor:
-    """Logits of sixteen fixed tokens through the first and the last block: [16, vocabulary], float32, on the CPU.
+    """Logits of sixteen fixed tokens through the last block alone: [16, vocabulary], float32, on the CPU.
 
     A forward decompresses each layer that it meets and keeps it so: through all blocks, it would cost a second model.
     """
@@ -156,7 +156,7 @@ def _probe(model: Any) -> torch.Tensor:
     blocks = getattr(decoder, "layers", None)
     try:
         if blocks is not None:
-            decoder.layers = torch.nn.ModuleList([blocks[0], blocks[-1]][: len(blocks)])
+            decoder.layers = torch.nn.ModuleList(list(blocks)[-1:])
         with torch.no_grad():
             return model(input_ids=ids.to(model.device), use_cache=False).logits[0].float().cpu()
     finally:
