@@ -12,7 +12,6 @@ from benchmarks.measure import OFFLINE, SIDES, interleaved, timed
 from benchmarks.results import Bar, Result, Run
 from labkit.checkpoint import short_name
 from labkit.errors import DataError
-from labkit.profiles import SPEED
 from labkit.workspace import file_sha256
 
 DEADLINE_SECONDS = 300.0
@@ -82,7 +81,7 @@ def same_weights(ours: Path, theirs: Path) -> str:
     return f"both sides wrote the same weights, byte for byte ({sum(f.stat().st_size for f in files[0]):,} bytes)"
 
 
-FP8 = Quantize("fp8", "Quantize 0.4B to FP8", SPEED, "fp8", "fp8-dynamic", pairs=3, calibrated=False)
+FP8 = Quantize("fp8", "Quantize 0.4B to FP8", "llama-0.4b", "fp8", "fp8-dynamic", pairs=3, calibrated=False)
 GPTQ = Quantize(
     "gptq",
     "Quantize 44M to INT8 with SmoothQuant and GPTQ",

@@ -147,21 +147,26 @@ class Job:
 def _probe(model: Any) -> torch.Tensor:
     """Logits of sixteen fixed tokens through the last block alone: [16, vocabulary], float32, on the CPU.
 
-    A forward decompresses each layer that it meets and keeps it so: through all blocks, it would cost a second model.
+    A forward decompresses all that it meets, keeps it so, and takes with it the hook that does so: all blocks would
+    cost a second model, and one block of the model itself would leave a model that can't run. So it is a copy's, which
+    shares the model's tensors: decompressing replaces tensors, and writes into none.
     """
+    import copy
+
     import torch
 
-    ids = torch.arange(16).remainder(model.config.get_text_config().vocab_size)[None]  # [1, 16]
     decoder = model.get_decoder()
     blocks = getattr(decoder, "layers", None)
     try:
         if blocks is not None:
             decoder.layers = torch.nn.ModuleList(list(blocks)[-1:])
-        with torch.no_grad():
-            return model(input_ids=ids.to(model.device), use_cache=False).logits[0].float().cpu()
+        shallow = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
     finally:
         if blocks is not None:
             decoder.layers = blocks
+    ids = torch.arange(16).remainder(model.config.get_text_config().vocab_size)[None]  # [1, 16]
+    with torch.no_grad():
+        return shallow(input_ids=ids.to(model.device), use_cache=False).logits[0].float().cpu()
 
 
 @contextmanager

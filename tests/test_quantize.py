@@ -248,14 +248,16 @@ def test_the_models_memory_comes_back_although_a_variable_names_it(tmp_path: Pat
     assert job.after_bytes - job.before_bytes < 0.3 * weights
 
 
-def test_a_model_is_kept_where_that_is_asked_for(base: Path, tmp_path: Path) -> None:
+def test_a_model_is_kept_where_that_is_asked_for(tmp_path: Path) -> None:
     from llmcompressor import oneshot
 
+    base = make_model(tmp_path / "base", layers=4)  # more blocks than the reload check looks at
     with quantizing(tmp_path / "out", base, log=tmp_path / "q.log", release=False) as job:
         model = job.load()
         oneshot(model=model, recipe=rtn("FP8_DYNAMIC"))
         job.save(model)
-    assert torch.isfinite(model(IDS).logits).all()
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, checkpoint.load(job.final)(IDS).logits)
 
 
 def test_a_block_that_saves_nothing_is_an_error(base: Path, tmp_path: Path) -> None:
