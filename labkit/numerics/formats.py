@@ -40,7 +40,7 @@ class Format:
 
     mantissa_bits: stored bits after the leading one; min_normal: smallest value with a leading one;
     smallest_subnormal: smallest positive value, also the smallest step; dtype: the torch type that stores it, None if
-    torch has none that holds one value an element. Source: OCP 8-bit Floating Point (OFP8) and Microscaling (MX) v1.0.
+    torch has none that holds one value an element. Sources: OCP 8-bit Floating Point (OFP8) and Microscaling (MX) v1.0.
     """
 
     name: str
@@ -113,7 +113,10 @@ E4M3 = Format("E4M3", 8, 4, 3, -448.0, 448.0, 2.0**-6, 2.0**-9, torch.float8_e4m
 E5M2 = Format("E5M2", 8, 5, 2, -57344.0, 57344.0, 2.0**-14, 2.0**-16, torch.float8_e5m2)
 INT8 = Format("INT8", 8, 0, 7, -128.0, 127.0, 1.0, 1.0, torch.int8)
 E2M1 = Format("E2M1", 4, 2, 1, -6.0, 6.0, 1.0, 0.5, None)
-FORMATS = (E4M3, E5M2, INT8, E2M1)
+INT4 = Format("INT4", 4, 0, 3, -8.0, 7.0, 1.0, 1.0, None)
+# No standard has E3M0: powers of two and zero, as some papers try it. Without a mantissa ties go away from zero.
+E3M0 = Format("E3M0", 4, 3, 0, -16.0, 16.0, 0.25, 0.25, None)
+FORMATS = (E4M3, E5M2, INT8, E2M1, INT4, E3M0)
 
 
 def scale_for(x: Tensor, fmt: Format, granularity: Granularity) -> Tensor:

@@ -52,9 +52,10 @@ def gptq(
 ) -> Tensor:
     """The grid points of W chosen by GPTQ, columns from left to right; `dequantize(Q, scale)` gives Ŵ.
 
-    W: [rows, d]; H: [d, d] from `hessian`; scale: [rows, 1] or [1], from `scale_for` on the same W (it stays fixed);
-    dampening_frac: share of H's mean diagonal added to the diagonal; block_size: columns for each lazy update, a matter
-    of speed only. Returns Q [rows, d] in the format's dtype (int8, float8; float32 where torch has none).
+    W: [rows, d]; H: [d, d] from `hessian`; scale: for this W, [rows, 1] or [1] from `scale_for`, or [rows, d] from
+    `for_each_column` (it stays fixed); dampening_frac: share of H's mean diagonal added to the diagonal; block_size:
+    columns for each lazy update, a matter of speed only.
+    Returns Q [rows, d] in the format's dtype (int8, float8; float32 where torch has none).
     Errors: UsageError for shapes that don't fit, DataError if H can't be inverted.
     """
     d = W.shape[-1]
@@ -63,6 +64,12 @@ def gptq(
             f"W is {list(W.shape)} and H is {list(H.shape)}; H must be [columns of W, columns of W].",
             fix="Calculate H from the inputs of this very layer.",
         )
+    if scale.shape[-1] not in (1, d):
+        raise UsageError(
+            f"W is {list(W.shape)} and the scale is {list(scale.shape)}, neither one for a row nor one for a column.",
+            fix="Spread the scales of groups with `for_each_column`.",
+        )
+    scale = scale.expand(*scale.shape[:-1], d)  # a view: no memory
     dead = H.diagonal() == 0  # [d]: input channels that were zero on all calibration data
     W = W.float().masked_fill(dead, 0.0)  # [rows, d], a working copy; nothing says how a dead column should be rounded
     U = _inverse_cholesky(H.float(), dead, dampening_frac)  # [d, d], upper
@@ -70,19 +77,23 @@ def gptq(
     for start in range(0, d, block_size):
         block = slice(start, min(start + block_size, d))
         rest = slice(block.stop, d)
-        Q[:, block], E = _quantize_block(W[:, block].clone(), U[block, block], scale, fmt)  # E: [rows, block]
+        Q[:, block], E = _quantize_block(W[:, block].clone(), U[block, block], scale[..., block], fmt)
         W[:, rest] -= E @ U[block, rest]  # [rows, block] @ [block, rest]: the lazy update of all later columns
     return Q
 
 
 def _quantize_block(W: Tensor, U: Tensor, scale: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
-    """Round a block's columns in turn. W: [rows, B], changed in place; U: [B, B]. Returns Q and E, [rows, B] each."""
+    """Round a block's columns in turn. W: [rows, B], changed in place; U: [B, B]; scale: [rows, B] or [B].
+
+    Returns Q and E, [rows, B] each.
+    """
     Q = torch.empty_like(W, dtype=fmt.dtype or W.dtype)
     E = torch.empty_like(W)
     for j in range(W.shape[1]):
         w = W[:, j : j + 1]  # [rows, 1]
-        q = quantize(w, scale, fmt)  # [rows, 1]
-        e = (w - dequantize(q, scale)) / U[j, j]  # [rows, 1]: the error in units of what it costs
+        s = scale[..., j : j + 1]  # [rows, 1] or [1]
+        q = quantize(w, s, fmt)  # [rows, 1]
+        e = (w - dequantize(q, s)) / U[j, j]  # [rows, 1]: the error in units of what it costs
         W[:, j:] -= e * U[j, j:]  # [rows, 1] · [B - j]: the later columns of the block reply at once
         Q[:, j : j + 1], E[:, j : j + 1] = q, e
     return Q, E

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from labkit.errors import DataError, UsageError
 from labkit.numerics import (
     E2M1,
+    E3M0,
     E4M3,
     E5M2,
     FORMATS,
+    INT4,
     INT8,
     Format,
     Granularity,
@@ -55,14 +57,22 @@ def test_the_e2m1_grid_is_the_one_of_the_microscaling_standard() -> None:
     assert E2M1.values().tolist() == [*(-value for value in reversed(positive)), 0.0, *positive]
 
 
+def test_the_other_4_bit_grids_have_as_many_codes_as_they_can() -> None:
+    assert INT4.values().tolist() == list(range(-8, 8))
+    positive = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
+    assert E3M0.values().tolist() == [*(-value for value in reversed(positive)), 0.0, *positive]
+
+
 def test_dynamic_ranges_are_largest_over_smallest_positive_value() -> None:
     assert {fmt.name: fmt.dynamic_range for fmt in FORMATS} == {
         "E4M3": 448 * 2**9,
         "E5M2": 57344 * 2**16,
         "INT8": 127,
         "E2M1": 12,
+        "INT4": 7,
+        "E3M0": 64,
     }
-    assert [round(fmt.dynamic_range_log2, 1) for fmt in FORMATS] == [17.8, 31.8, 7.0, 3.6]
+    assert [round(fmt.dynamic_range_log2, 1) for fmt in FORMATS] == [17.8, 31.8, 7.0, 3.6, 2.8, 6.0]
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
@@ -97,7 +107,7 @@ def test_rounding_agrees_with_torchs_cast_on_any_float32(fmt: Format, numbers: l
     assert same_bits(round_to_grid(x, fmt), x.clamp(fmt.min_value, fmt.max_value).to(fmt.dtype).float())
 
 
-@pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
+@pytest.mark.parametrize("fmt", [f for f in FORMATS if f.mantissa_bits], ids=lambda fmt: fmt.name)
 def test_grid_points_round_to_themselves_and_midpoints_to_the_even_neighbor(fmt: Format) -> None:
     grid = fmt.values()
     assert torch.equal(round_to_grid(grid, fmt), grid)
@@ -116,6 +126,28 @@ def test_rounding_finds_the_nearest_of_all_grid_points(fmt: Format, numbers: lis
     distance = (x.double().clamp(fmt.min_value, fmt.max_value)[:, None] - fmt.values()).abs()  # [numbers, grid]
     found = (x.double().clamp(fmt.min_value, fmt.max_value) - round_to_grid(x, fmt).double()).abs()
     assert torch.equal(found, distance.amin(dim=1))
+
+
+def test_e3m0_has_no_even_neighbor_and_rounds_midpoints_away_from_zero() -> None:
+    grid = E3M0.values()
+    assert torch.equal(round_to_grid(grid, E3M0), grid)
+    positive = grid[grid > 0]
+    midpoints = (positive[:-1] + positive[1:]) / 2
+    assert torch.equal(round_to_grid(midpoints, E3M0), positive[1:])
+    assert torch.equal(round_to_grid(-midpoints, E3M0), -positive[1:])
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
+@STEADY
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=32))
+def test_rounding_is_monotone_symmetric_and_saturates(fmt: Format, numbers: list[float]) -> None:
+    x = torch.tensor(numbers).sort().values
+    rounded = round_to_grid(x, fmt)
+    assert bool((rounded.diff() >= 0).all())
+    inside = x.abs() < fmt.max_value  # INT8 and INT4 have one more number below zero than above
+    assert torch.equal(round_to_grid(-x, fmt)[inside], -rounded[inside])
+    assert bool((rounded[x >= fmt.max_value] == fmt.max_value).all())
+    assert bool((rounded[x <= fmt.min_value] == fmt.min_value).all())
 
 
 # ---- what RTN promises

@@ -14,11 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from labkit.numerics import (
+    E2M1,
     E4M3,
+    INT4,
     INT8,
     Format,
     Granularity,
     dequantize,
+    for_each_column,
+    group_scales,
     quantize,
     quantize_dequantize,
     round_to_nearest,
@@ -122,3 +126,36 @@ def test_they_are_on_any_matrix(
     assert_bit_exact(shaped(wide, granularity), fmt, granularity)
     same_size = (x.sign() * (x.abs().clamp(min=1e-30).log2() / 128 + 1) * 2.0**exponent).to(dtype)
     assert_bit_exact(shaped(same_size, granularity), fmt, granularity)
+
+
+# ---- 4 bits, with scales for groups
+
+
+@pytest.mark.parametrize("fmt", [INT4, E2M1, INT8, E4M3], ids=lambda fmt: fmt.name)
+@pytest.mark.parametrize("group_size", [16, 32, 128])
+@both_dtypes
+def test_scales_and_values_of_groups_are_compressed_tensors_own(
+    fmt: Format, group_size: int, dtype: torch.dtype
+) -> None:
+    W = torch.randn(48, 256, generator=torch.Generator().manual_seed(3)).to(dtype)
+    W[1] = 0.0
+    W[2, 7] = 300.0
+    args = QuantizationArgs(
+        num_bits=fmt.bits,
+        type="float" if fmt.exponent_bits else "int",
+        strategy="group",
+        group_size=group_size,
+    )
+    grouped = W.reshape(48, -1, group_size)
+    scales = calculate_qparams(grouped.amin(-1), grouped.amax(-1), args)[0]
+    assert same_bits(group_scales(W, fmt, group_size), scales)
+    ours = quantize_dequantize(W, for_each_column(scales, 256), fmt)
+    assert torch.equal(ours, ct_fake_quantize(W, scales, torch.zeros_like(scales), args))
+
+
+@both_dtypes
+def test_e2m1_rounds_every_bfloat16_as_compressed_tensors_does(dtype: torch.dtype) -> None:
+    args = QuantizationArgs(num_bits=4, type="float", strategy="tensor")
+    x = every_bfloat16().to(dtype)
+    one = torch.ones(1, dtype=dtype)
+    assert torch.equal(quantize(x, one, E2M1), ct_quantize(x, one, None, args))

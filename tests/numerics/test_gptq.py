@@ -20,14 +20,19 @@ from torch import Tensor
 
 from labkit.errors import DataError, UsageError
 from labkit.numerics import (
+    E2M1,
     E4M3,
+    INT4,
     INT8,
     Format,
     dequantize,
+    for_each_column,
     gptq,
+    group_scales,
     hessian,
     output_error,
     quantize,
+    quantize_dequantize,
     relative_error,
     round_to_nearest,
     scale_for,
@@ -163,6 +168,37 @@ def test_llm_compressors_quantize_weight_finds_the_same_grid_points(
     assert_same_result(ours, theirs[0], W, scale, fmt, x)
 
 
+@pytest.mark.parametrize("fmt", [INT4, E2M1, INT8, E4M3], ids=lambda fmt: fmt.name)
+@pytest.mark.parametrize("group_size", [64, 256])
+def test_llm_compressors_quantize_weight_finds_the_same_grid_points_with_scales_for_groups(
+    fmt: Format, group_size: int
+) -> None:
+    from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
+
+    W, x = weight(96, 256, seed=4), correlated_inputs(2048, 256, seed=4)
+    scales, H = group_scales(W, fmt, group_size), hessian(x)
+    theirs, _, fell_back = quantize_weight(
+        W.clone().unsqueeze(0),
+        H.clone().unsqueeze(0),
+        scales.unsqueeze(0),
+        torch.zeros_like(scales).unsqueeze(0),
+        None,
+        QuantizationArgs(
+            num_bits=fmt.bits, type="float" if fmt.exponent_bits else "int", strategy="group", group_size=group_size
+        ),
+        blocksize=128,
+        percdamp=0.01,
+    )
+    assert not fell_back.any()
+    scale = for_each_column(scales, 256)
+    ours = gptq(W, H, scale, fmt)
+    their_error = output_error(W, theirs[0], x)
+    assert their_error < 0.95 * output_error(W, quantize_dequantize(W, scale, fmt), x)
+    assert output_error(W, dequantize(ours, scale), x) == pytest.approx(their_error, rel=MAX_ERROR_DIFFERENCE)
+    parted = (dequantize(ours, scale) != theirs[0]).any(dim=1)
+    assert parted.float().mean() <= MAX_ROWS_DIFFERENT
+
+
 @pytest.mark.parametrize(("scheme", "fmt"), [("W8A8", INT8), ("FP8_DYNAMIC", E4M3)], ids=["W8A8", "FP8_DYNAMIC"])
 def test_its_oneshot_on_a_llama_leaves_the_same_weights_in_all_seven_layers_of_a_block(
     scheme: str, fmt: Format, tmp_path: Path
@@ -235,6 +271,12 @@ def test_nan_in_the_activations_is_an_error_not_a_weight() -> None:
     x[3, 5] = torch.nan
     with pytest.raises(DataError, match="can't be inverted"):
         gptq(W, hessian(x), scale_for(W, INT8, "per-channel"), INT8)
+
+
+def test_a_scale_for_groups_that_was_not_spread_is_refused() -> None:
+    W, x = weight(8, 16, seed=7), correlated_inputs(64, 16, seed=7)
+    with pytest.raises(UsageError, match=r"the scale is \[8, 4\]"):
+        gptq(W, hessian(x), group_scales(W, INT4, 4), INT4)
 
 
 def test_a_hessian_of_another_layer_is_refused_with_both_shapes() -> None:
