@@ -7,9 +7,9 @@
     W ≈ Ŵ + Û V̂
 
 Of all matrices of rank m, Û V̂ is nearest to E (Eckart and Young), so the error that is left falls with each rank, and
-nothing is left at the full one. How fast it falls is up to E. Rounding errors are close to random, and few directions hold
-little of a random matrix: the first 8 singular values of 4,096 hold 0.8% of its square. What gains more is an error
-with structure: rows that clip, columns that are larger than others.
+nothing is left at the full one. How fast it falls is up to E. Rounding errors are close to random, and a few directions
+hold little of a random matrix: the first 8 singular values of 4,096 hold 0.8% of its square. What gains more is an
+error with structure: rows that clip, columns that are larger than others.
 
 The factors cost (rows + columns) · m numbers: for a square weight of 4,096 and m = 8, in BF16, 0.06 bits a weight.
 
