@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from labkit.errors import DataError, UsageError
+from labkit.hubdata import hub_rows
 from labkit.localdata import find_data_file, read_rows
-from labkit.rows import Text, columns_of, first_line, text_of, tokens_of, turns
+from labkit.rows import Text, columns_of, text_of, tokens_of, turns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -146,7 +147,7 @@ def _open(spec: Calibration, data: str, rows: int, seed: int) -> _Source:
         return _table(path.name, read_rows(path), seed)
     if spec.source == "tiny":
         return _tiny(spec.split, rows, seed)
-    return _table(f"{spec.source}, split {spec.split}", _hub_rows(spec.source, spec.split), seed)
+    return _table(f"{spec.source}, split {spec.split}", hub_rows(spec.source, spec.split), seed)
 
 
 def _table(name: str, rows: list[dict[str, Any]] | Dataset, seed: int) -> _Source:
@@ -171,19 +172,3 @@ def _tiny(split: str, rows: int, seed: int) -> _Source:
             problem = next(problems)
             texts.append(turns(corpus.prompt(problem.question), f" {problem.answer}"))
     return _Source(f"tiny corpus, split {split}", ("messages", "text"), list(range(rows)), texts.__getitem__)
-
-
-def _hub_rows(source: str, split: str) -> Dataset:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(source, split=split)
-    except Exception as error:  # the hub client raises what its HTTP library, file system or parser does
-        raise DataError(
-            f"the data set {source} (split {split}) could not be loaded: {type(error).__name__}: {first_line(error)}",
-            why="it comes from a hub, which can't be reached from here, or has no such data set",
-            fix="give a local folder: data = FOLDER with calibration.jsonl, .parquet or .txt in it",
-        ) from error
-    if len(rows) == 0:
-        raise DataError(f"the data set {source} has no rows in split {split}", fix="choose another split")
-    return rows

@@ -51,3 +51,8 @@ class ProcessFailed(LabError):
 
 class Unsupported(LabError):
     """This machine or engine can't do that; the reason is a row of the capability matrix."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, short enough for a message of ours."""
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]

@@ -50,6 +50,40 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Text that perplexity is measured on. source: `tiny` (generated) or a hub data set, "" for local files only.
+
+    rows: how many, at most; length: tokens in each. documents: of a large data set, how many are read; None for all.
+    file: of a large data set, the one file to read. data_files: names under which a local `data` folder may hold it.
+    """
+
+    name: str
+    source: str
+    rows: int
+    length: int
+    split: str = "test"
+    config: str = ""
+    file: str = ""
+    column: str = "text"
+    documents: int | None = None
+    data_files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Lab 06's grid. texts: what perplexity is measured on; rows: that GPTQ calibrates on; limit: problems answered."""
+
+    texts: tuple[HeldOut, ...]
+    rows: int
+    limit: int
+
+    def with_limit(self, limit: int) -> Simulation:
+        """The same with at most `limit` rows of each kind."""
+        texts = tuple(replace(text, rows=min(limit, text.rows)) for text in self.texts)
+        return Simulation(texts, min(limit, self.rows), min(limit, self.limit))
+
+
+@dataclass(frozen=True)
 class Engine:
     """How vLLM is started: `kv_cache_gib` counts on the CPU only, `gpu_memory_utilization` on a GPU only."""
 
@@ -93,6 +127,7 @@ class Profile:
     sweep_limit: int  # rows scored at each point of a sweep
     trap_limit: int  # rows scored for a trap of lab 03, and the limit that is too small
     long_fewshot: int  # worked examples that make a prompt of lab 05 long
+    simulation: Simulation
     seed: int = 0
     needs_network: bool = False
 
@@ -113,6 +148,7 @@ class Profile:
             sweep_limit=min(limit, self.sweep_limit),
             trap_limit=min(limit, self.trap_limit),
             serving=replace(self.serving, concurrencies=tuple(c for c in self.serving.concurrencies if c <= limit)),
+            simulation=self.simulation.with_limit(limit),
         )
 
 
@@ -132,6 +168,11 @@ TINY = Profile(
     sweep_limit=500,
     trap_limit=100,
     long_fewshot=4,
+    simulation=Simulation(
+        texts=(HeldOut("stories", "tiny", rows=64, length=256), HeldOut("problems", "tiny", rows=64, length=256)),
+        rows=128,
+        limit=100,
+    ),
 )
 
 WORKBENCH = Profile(
@@ -178,6 +219,31 @@ WORKBENCH = Profile(
     sweep_limit=200,
     trap_limit=100,
     long_fewshot=8,
+    simulation=Simulation(
+        texts=(
+            HeldOut(
+                "wikitext2",
+                "Salesforce/wikitext",
+                config="wikitext-2-raw-v1",
+                rows=40,
+                length=2048,
+                data_files=("wikitext2_test", "wikitext_test", "wikitext"),
+            ),
+            HeldOut(
+                "c4",
+                "allenai/c4",
+                split="validation",
+                file="en/c4-validation.00000-of-00008.json.gz",
+                documents=1100,
+                rows=40,
+                length=2048,
+                data_files=("c4_validation", "c4"),
+            ),
+            HeldOut("ptb", "", rows=40, length=2048, data_files=("ptb_test", "ptb")),
+        ),
+        rows=128,
+        limit=50,
+    ),
     needs_network=True,
 )
 

@@ -15,15 +15,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from labkit.errors import DataError
+from labkit.errors import DataError, first_line
 
 Text = str | list[dict[str, Any]]  # plain text, or the messages of a chat
 PAIRS = (("prompt", "completion"), ("question", "answer"), ("instruction", "output"))
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, short enough for a message of ours."""
-    return (str(error).strip().splitlines() or ["no message"])[0][:300]
 
 
 def columns_of(names: list[str], source: str) -> tuple[str, ...]:

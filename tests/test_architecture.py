@@ -19,9 +19,9 @@ PACKAGE = Path(__file__).parents[1] / "labkit"
 FLOORS: tuple[set[str], ...] = (
     {"errors", "guard", "engine_child"},
     {"ledger", "profiles", "processes", "hardware", "memory", "numerics", "tiny"}
-    | {"localdata", "activations", "chatter"},
-    {"workspace", "engine", "rows"},
-    {"calibration", "checkpoint", "evaluation", "serving"},
+    | {"localdata", "hubdata", "activations", "chatter", "estimates", "padding"},
+    {"workspace", "engine", "rows", "simulation"},
+    {"calibration", "checkpoint", "evaluation", "perplexity", "serving"},
     {"compare", "quantize", "divergence"},
     {"figures", "checks"},
     {"widgets"},
@@ -43,7 +43,7 @@ HEAVY = {
     "vllm",
 }
 TRAINING = ("labkit.tiny.documents", "labkit.tiny.scores", "labkit.tiny.train")
-OWNERS = ("labkit.numerics", *TRAINING)  # pure torch, and what the training script alone imports
+OWNERS = ("labkit.numerics", "labkit.simulation", *TRAINING)  # pure torch, and what the training script alone imports
 STANDALONE = {"guard": set(), "engine_child": {"vllm"}}  # run by path, may have no labkit; what they may then import
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from labkit.errors import DataError, UsageError
+from labkit.estimates import ratio_stderr
 from labkit.ledger import Purpose
 from labkit.profiles import Task
 
@@ -138,14 +139,12 @@ class Evaluation:
 
 
 def standard_error(samples: Sequence[Sample], kind: str) -> float:
-    """The standard error of Σ s·w / Σ w over rows (Cochran, Sampling Techniques, 6.3), of exp(-it) for perplexity."""
-    n, total = len(samples), sum(s.weight for s in samples)
-    if n < 2 or not total:
-        return 0.0
-    mean = sum(s.score * s.weight for s in samples) / total
-    spread = sum((s.weight * (s.score - mean)) ** 2 for s in samples)
-    error = math.sqrt(spread * n / (n - 1)) / total
-    return error * math.exp(-mean) if kind == "perplexity" else error
+    """The standard error of Σ s·w / Σ w over rows, for perplexity that of exp(-it)."""
+    scores, weights = [s.score for s in samples], [s.weight for s in samples]
+    error = ratio_stderr(scores, weights)
+    if kind != "perplexity" or not error:
+        return error
+    return error * math.exp(-sum(s * w for s, w in zip(scores, weights, strict=True)) / sum(weights))
 
 
 def load_samples(path: Path) -> list[Sample]:

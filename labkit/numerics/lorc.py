@@ -34,7 +34,7 @@ BYTES_PER_NUMBER = 2  # the factors are kept in BF16
 
 @dataclass(frozen=True)
 class LowRank:
-    """Û [rows, m] and V̂ [m, columns], float32."""
+    """Û [rows, m] and V̂ [m, columns]; float32 as they are calculated."""
 
     U: Tensor
     V: Tensor
@@ -47,11 +47,20 @@ class LowRank:
     @property
     def bytes(self) -> int:
         """What both factors take in BF16."""
-        return BYTES_PER_NUMBER * (self.U.numel() + self.V.numel())
+        return self.bytes_at(self.U.shape[0], self.V.shape[1], self.rank)
+
+    @staticmethod
+    def bytes_at(rows: int, columns: int, rank: int) -> int:
+        """What the factors of a weight [rows, columns] take in BF16."""
+        return BYTES_PER_NUMBER * rank * (rows + columns)
 
     def product(self) -> Tensor:
         """Û V̂, [rows, columns]."""
         return self.U @ self.V
+
+    def to(self, dtype: torch.dtype) -> LowRank:
+        """The same in another dtype."""
+        return LowRank(self.U.to(dtype), self.V.to(dtype))
 
     def at(self, rank: int) -> LowRank:
         """The same at a smaller rank: the first columns of Û and rows of V̂. Raises UsageError for a larger one."""

@@ -1,0 +1,219 @@
+"""A model whose linear layers follow a scheme, put on and taken off again.
+
+    with simulating(model) as simulation:
+        for scheme in paper_grid():
+            simulation.apply(scheme, method="gptq", rows=rows)
+            ...                                          # score `model`: it computes as the scheme would have it
+
+The original weights are kept beside the model, on the CPU. Rounding takes one layer at a time, and so does LoRC: beyond
+both weights, only what a single layer needs is in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labkit.errors import DataError, UsageError
+from labkit.numerics import (
+    LowRank,
+    dequantize,
+    fitting_group,
+    for_each_column,
+    gptq,
+    group_scales,
+    low_rank_correction,
+    m1,
+    m2,
+    quantize,
+    relative_error,
+)
+from labkit.simulation.blocks import block_hessians, blocks_of
+from labkit.simulation.linear import SimulatedLinear
+from labkit.simulation.scheme import BLOCK_ROWS, METHODS, Method, Scheme, Weights
+
+SCALE_BYTES = 2  # a real scale is kept in BF16
+EXPONENT_BYTES = 1  # a power of two needs its exponent only
+
+
+class Simulation:
+    """What `simulating` gives. linears: every linear layer in the model's blocks, by name; the rest stays as it is."""
+
+    def __init__(self, model: Any, dampening_frac: float = 0.1) -> None:
+        self.model = model
+        self.dampening_frac = dampening_frac
+        self.linears = _replace_linears(model)
+        self.original = {name: linear.weight.detach().cpu().clone() for name, linear in self.linears.items()}
+        self._rounded: tuple[Weights | None, Method] = (None, "rtn")
+        self._corrections: dict[str, LowRank] = {}
+
+    def apply(self, scheme: Scheme, *, method: Method = "rtn", rows: Sequence[Sequence[int]] = ()) -> None:
+        """Lets the model compute by a scheme from now on. Weights are rounded again only if they are to be others.
+
+        method: how weights are rounded; gptq wants `rows`, token ids to calibrate on. Errors: UsageError for an unknown
+        method, GPTQ without rows or a rank that a layer has not; DataError naming the layer that can't be rounded.
+        """
+        if method not in METHODS:
+            raise UsageError(f"method is {method!r}", fix=f"use one of {', '.join(METHODS)}")
+        if scheme.activations and scheme.activations.dtype is None:
+            raise UsageError(
+                f"activations in {scheme.activations.name}",
+                why="torch keeps no such type, and the simulated layer casts to it",
+                fix="use INT8 or E4M3",
+            )
+        if scheme.weights and method == "gptq" and not rows:
+            raise UsageError("GPTQ got no rows", why="it rounds for the inputs that it sees", fix="give rows=...")
+        if self._rounded != (scheme.weights, method):
+            self._round(scheme.weights, method, rows)
+        for linear in self.linears.values():
+            linear.activations, linear.correction = scheme.activations, None
+        if scheme.rank:
+            self._correct(scheme.rank)
+
+    def weight_bytes(self, scheme: Scheme) -> int:
+        """What the layers take under a scheme: packed weights, scales, LoRC's factors. Biases are left out."""
+        return sum(self._layer_bytes(original, scheme) for original in self.original.values())
+
+    def bits_per_weight(self, scheme: Scheme) -> float:
+        """`weight_bytes` in bits, over the number of weights in the layers."""
+        return 8 * self.weight_bytes(scheme) / sum(original.numel() for original in self.original.values())
+
+    @torch.no_grad()
+    def errors(self) -> dict[str, float]:
+        """||W - Ŵ - Û V̂|| / ||W|| of each layer as it stands."""
+        found = {}
+        for name, linear in self.linears.items():
+            W_hat = linear.weight.float().cpu()
+            if linear.correction:
+                W_hat = W_hat + linear.correction.product().float().cpu()
+            found[name] = relative_error(self.original[name], W_hat)
+        return found
+
+    def undo(self) -> None:
+        """Gives the model its linear layers and their weights back."""
+        self._restore()
+        for name, linear in self.linears.items():
+            rows, columns = linear.weight.shape
+            plain = nn.Linear(columns, rows, bias=linear.bias is not None, device="meta")
+            plain.weight, plain.bias = linear.weight, linear.bias
+            self.model.set_submodule(name, plain)
+
+    # --- rounding ---------------------------------------------------------------------------------------------------
+
+    def _restore(self) -> None:
+        for name, linear in self.linears.items():
+            linear.weight.data.copy_(self.original[name])
+            linear.activations = linear.correction = None
+        self._corrections.clear()
+        self._rounded = (None, "rtn")
+
+    def _round(self, weights: Weights | None, method: Method, rows: Sequence[Sequence[int]]) -> None:
+        self._restore()  # GPTQ calibrates with what is not rounded yet as it was
+        if weights is None:
+            self._rounded = (None, method)
+            return
+        if method == "rtn":
+            for name in self.linears:
+                self._round_layer(name, weights, None)
+        else:
+            for hessians in block_hessians(self.model, self.linears, rows):
+                for name, H in hessians.items():
+                    self._round_layer(name, weights, H)
+        self._rounded = (weights, method)
+
+    @torch.no_grad()
+    def _round_layer(self, name: str, weights: Weights, H: Tensor | None) -> None:
+        """Writes Ŵ into a layer: by GPTQ if there is a Hessian, else to nearest."""
+        linear = self.linears[name]
+        W = linear.weight.data  # [rows, columns]
+        try:
+            scale = column_scales(W, weights)  # [rows, columns]
+            if H is None:
+                codes = quantize(W, scale, weights.format)
+            else:
+                codes = gptq(W, H, scale, weights.format, dampening_frac=self.dampening_frac)
+        except DataError as error:
+            raise DataError(f"{name}: {error.what}", error.why, error.fix) from error
+        W.copy_(dequantize(codes, scale))
+
+    @torch.no_grad()
+    def _correct(self, rank: int) -> None:
+        """Gives each layer its Û and V̂; one layer's decomposition at a time is in memory."""
+        for name, linear in self.linears.items():
+            kept = self._corrections.get(name)
+            if kept is None or kept.rank < rank:
+                W = self.original[name].to(linear.weight.device)
+                kept = low_rank_correction(W, linear.weight.data, rank).to(linear.weight.dtype)
+                self._corrections[name] = kept
+            linear.correction = kept.at(rank)
+
+    def _layer_bytes(self, original: Tensor, scheme: Scheme) -> int:
+        rows, columns = original.shape
+        if scheme.weights is None:
+            return original.numel() * original.element_size()
+        packed = rows * columns * scheme.weights.format.bits // 8
+        groups = rows * (columns // _group(columns, scheme.weights))
+        if scheme.weights.constraint == "M1":
+            scales = groups * EXPONENT_BYTES
+        elif scheme.weights.constraint == "M2":
+            real = groups // _block_rows(rows)
+            scales = groups * EXPONENT_BYTES + real * SCALE_BYTES
+        else:
+            scales = groups * SCALE_BYTES
+        return packed + scales + LowRank.bytes_at(rows, columns, scheme.rank)
+
+
+@contextmanager
+def simulating(model: Any, dampening_frac: float = 0.1) -> Iterator[Simulation]:
+    """A Simulation of a causal language model of transformers; its layers and weights are its own again at the end."""
+    simulation = Simulation(model, dampening_frac)
+    try:
+        yield simulation
+    finally:
+        simulation.undo()
+
+
+def column_scales(W: Tensor, weights: Weights) -> Tensor:
+    """The scale of each weight, [rows, columns] in W's dtype, constrained as asked for."""
+    rows, columns = W.shape
+    scales = group_scales(W, weights.format, _group(columns, weights))  # [rows, groups]
+    if weights.constraint == "M1":
+        scales = m1(scales)
+    elif weights.constraint == "M2":
+        scales = m2(scales, _block_rows(rows))
+    return for_each_column(scales, columns)
+
+
+def _group(columns: int, weights: Weights) -> int:
+    return fitting_group(columns, weights.group) if weights.group else columns
+
+
+def _block_rows(rows: int) -> int:
+    return fitting_group(rows, BLOCK_ROWS)
+
+
+def _replace_linears(model: Any) -> dict[str, SimulatedLinear]:
+    """Puts a SimulatedLinear in the place of each linear layer of the blocks; these by name.
+
+    Raises UsageError if there is none, or if a block has other matrices (experts kept in one tensor, convolutions).
+    """
+    blocks = blocks_of(model)
+    inside = {id(module) for module in blocks.modules()}
+    found = {n: m for n, m in model.named_modules() if id(m) in inside and isinstance(m, nn.Linear)}
+    covered = {id(linear.weight) for linear in found.values()}
+    left_out = [name for name, p in blocks.named_parameters() if p.ndim > 1 and id(p) not in covered]
+    if left_out or not found:
+        raise UsageError(
+            f"{type(model).__name__} has {len(found)} linear layers in its blocks, and matrices beside them: "
+            f"{', '.join(left_out[:3]) or 'none'}",
+            "What stays in 16 bits would pass for quantized.",
+            "Use a model whose blocks are built of torch.nn.Linear: Llama, Qwen, Mistral, Gemma, OPT and the like.",
+        )
+    simulated = {name: SimulatedLinear(linear) for name, linear in found.items()}
+    for name, linear in simulated.items():
+        model.set_submodule(name, linear)
+    return simulated
