@@ -23,6 +23,7 @@ FLOORS: tuple[set[str], ...] = (
     {"workspace", "engine", "rows", "simulation"},
     {"calibration", "checkpoint", "evaluation", "perplexity", "serving"},
     {"compare", "quantize", "divergence"},
+    {"zeroquant"},
     {"figures", "checks"},
     {"widgets"},
     {"lab"},
@@ -118,7 +119,7 @@ def test_a_module_imports_only_from_floors_below_its_own(module: str) -> None:
 
 def test_an_import_upwards_is_noticed_wherever_it_stands() -> None:
     inside = "def f():\n    from labkit.lab import Lab\n"
-    assert imports_upwards("labkit.memory", inside) == ["labkit.memory (floor 1) imports labkit.lab (floor 7)"]
+    assert imports_upwards("labkit.memory", inside) == ["labkit.memory (floor 1) imports labkit.lab (floor 8)"]
     assert len(imports_upwards("labkit.ledger", "from labkit import profiles")) == 1, "the same floor, another room"
     assert len(imports_upwards("labkit.lab", "from labkit import open_lab")) == 1, "the vocabulary"
     assert imports_upwards("labkit.checkpoint.save", "from labkit.checkpoint import load\nimport labkit.errors") == []

@@ -9,6 +9,7 @@ nothing silently, and keeps what came out.
 """
 
 from labkit.evaluation.command import command_line
+from labkit.evaluation.loaded import evaluate_loaded
 from labkit.evaluation.request import Evaluation, Request, Sample, load_evaluation, load_samples
 from labkit.evaluation.run import evaluate
 from labkit.evaluation.tasks import TaskFiles, split_wikitext, task_files
@@ -20,6 +21,7 @@ __all__ = [
     "TaskFiles",
     "command_line",
     "evaluate",
+    "evaluate_loaded",
     "load_evaluation",
     "load_samples",
     "split_wikitext",

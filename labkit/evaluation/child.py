@@ -89,23 +89,28 @@ def effective_bos(request: dict[str, Any]) -> tuple[bool, int | None]:
     return request["add_bos"], None
 
 
+def hf_model(job: dict[str, Any], request: dict[str, Any], model: Any, **more: Any) -> Any:
+    """A checkpoint, or a model that is in memory, in lm-eval's class for transformers; `more` for that class."""
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(
+        pretrained=model,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        dtype=job["engine"]["dtype"],
+        softmax_dtype="float32",  # in BF16 log-likelihoods of different models tie exactly
+        max_length=request["max_model_len"],
+        add_bos_token=effective_bos(request)[0],
+        **{"batch_size": 16, **more},
+    )
+
+
 def load(job: dict[str, Any], request: dict[str, Any]) -> Any:
     """The model in lm-eval's own class for the backend."""
     engine = job["engine"]
-    add_bos, prefix = effective_bos(request)
     if request["backend"] == "hf":
-        import torch
-        from lm_eval.models.huggingface import HFLM
-
-        return HFLM(
-            pretrained=request["checkpoint"],
-            device="cuda" if torch.cuda.is_available() else "cpu",
-            dtype=engine["dtype"],
-            softmax_dtype="float32",  # in BF16 log-likelihoods of different models tie exactly
-            max_length=request["max_model_len"],
-            batch_size=16,
-            add_bos_token=add_bos,
-        )
+        return hf_model(job, request, request["checkpoint"])
+    add_bos, prefix = effective_bos(request)
     from lm_eval.models.vllm_causallms import VLLM
     from vllm.platforms import current_platform
 

@@ -49,7 +49,7 @@ def evaluate(
         return []
     work = workspace.root / "cache" / "evaluation"
     files = {r.task.name: task_files(r.task, work, data=data, rows=r.rows, seed=seed) for r in _widest(requests)}
-    jobs = _by_engine([_job_request(number, request, engine) for number, request in enumerate(requests)])
+    jobs = _by_engine([job_request(number, request, engine) for number, request in enumerate(requests)])
     common = {
         "tasks": {name: asdict(found) for name, found in files.items()},
         "engine": asdict(engine),
@@ -69,12 +69,12 @@ def evaluate(
         deadline_seconds=deadline_seconds,
     )
     results, versions = _answers(jobs, common, run, on_tick)
-    finished: dict[int, Evaluation] = {}
+    done: dict[int, Evaluation] = {}
     for asked, result in zip(jobs, results, strict=True):
         request = requests[asked["number"]]
-        settings = _settings(request, asked, result, files[request.task.name], engine, seed)
-        finished[asked["number"]] = _finished(request, result, settings, versions, workspace)
-    return [finished[number] for number in range(len(requests))]
+        settings = settings_of(request, asked, result, files[request.task.name], engine, seed)
+        done[asked["number"]] = finished(request, result, settings, versions, workspace)
+    return [done[number] for number in range(len(requests))]
 
 
 def _answers(
@@ -108,7 +108,7 @@ def _widest(requests: Sequence[Request]) -> list[Request]:
     return list(widest.values())
 
 
-def _job_request(number: int, request: Request, engine: Engine) -> dict[str, Any]:
+def job_request(number: int, request: Request, engine: Engine) -> dict[str, Any]:
     """A request as the child reads it; `engine_key` is what must be equal for two requests to share a loaded model."""
     task = request.task
     trap = request.double_bos and task.kind == "accuracy"  # only there lm-eval's prefix token differs
@@ -156,7 +156,7 @@ def _ticker(progress: Path, before: int, total: int, on_tick: Tick | None) -> Ca
     return tick
 
 
-def _settings(
+def settings_of(
     request: Request, job: dict[str, Any], result: dict[str, Any], files: TaskFiles, engine: Engine, seed: int
 ) -> dict[str, Any]:
     """Everything that moves the score, the same for a baseline and a candidate that may be compared."""
@@ -179,7 +179,7 @@ def _settings(
     }
 
 
-def _finished(
+def finished(
     request: Request, result: dict[str, Any], settings: dict[str, Any], versions: dict[str, str], workspace: Workspace
 ) -> Evaluation:
     """The evaluation of one answer of the child, saved."""

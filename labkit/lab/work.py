@@ -9,21 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit import calibration, checkpoint, divergence, evaluation, hardware, quantize, tiny
+from labkit import calibration, checkpoint, divergence, evaluation, quantize
 from labkit.compare import Recovery, compare_evaluations
 from labkit.engine import model_length, run_script
-from labkit.errors import MissingResult
-from labkit.lab.binding import BASELINE
 from labkit.lab.notebook import evaluation_bar
 from labkit.lab.serving import Serving
-from labkit.profiles import EMBEDDED
+from labkit.lab.simulating import Simulating
 from labkit.tiny import corpus
-from labkit.workspace import publishing, read_manifest
+from labkit.workspace import publishing
 
 if TYPE_CHECKING:
     from labkit.calibration import CalibrationSet
@@ -35,82 +31,8 @@ if TYPE_CHECKING:
 SCRIPT_SECONDS = 1800.0
 
 
-class Lab(Serving):
+class Lab(Serving, Simulating):
     """One notebook's view of its profile and workspace."""
-
-    @cached_property
-    def base(self) -> Path:
-        """The folder of the unquantized model; one of labkit's own is written on first use."""
-        if not self.own_model:
-            return checkpoint.resolve_model(self.model_source, offline=self.offline)
-        final = self.checkpoint(BASELINE)
-        if not final.exists():
-            facts = {"outlier_factor": tiny.OUTLIER_FACTOR} if self.embedded else {"seed": tiny.SPEED_SEED}
-            with publishing(final, base=self.model_source, variant=BASELINE, **facts) as stage:
-                (tiny.materialize if self.embedded else tiny.materialize_speed_model)(stage)
-        return final
-
-    def with_outliers(self, k: float) -> Lab:
-        """The same lab on the embedded model with its planted outliers k times as large as the channel was."""
-        folder = self.workspace.root / "cache" / "planted" / f"{EMBEDDED}-k{k:.0f}"
-        if not folder.exists():
-            with publishing(folder, base=EMBEDDED, variant=BASELINE, outlier_factor=k) as stage:
-                tiny.materialize(stage, k)
-        return replace(self, parameters=replace(self.parameters, model=str(folder)))
-
-    def on_speed_model(self) -> Lab:
-        """The same lab on the model that the profile measures speed with; on itself if that is no other one."""
-        other = self.profile.serving.model
-        if self.parameters.model or not other:
-            return self
-        return replace(self, parameters=replace(self.parameters, model=other))
-
-    def checkpoint(self, variant: str) -> Path:
-        """Where a variant of this lab's model lives, whether or not it is there yet."""
-        if variant == BASELINE and not self.own_model:
-            return self.base
-        own = self.model_source == self.profile.model
-        return self.workspace.checkpoint(variant, "" if own else self.model_name)
-
-    def need(self, variant: str, made_by: str) -> Path:
-        """The folder of a variant that another lab made; a clear error if it is not there, or is another model's."""
-        folder = self.base if variant == BASELINE else self.checkpoint(variant)
-        command = f"run it first: labkit run {made_by}"
-        if not folder.exists():
-            raise MissingResult(f"{folder} is not there", why=f"this lab reads what lab {made_by} makes", fix=command)
-        if variant != BASELINE and (base := read_manifest(folder).get("base")) != self.model_name:
-            raise MissingResult(
-                f"{folder} was made from {base}, not from {self.model_name}",
-                why="two models would be compared as if they were one",
-                fix=f"give each profile a workspace of its own (LABKIT_WORKSPACE), then {command}",
-            )
-        return folder
-
-    def has(self, variant: str) -> bool:
-        """Whether this workspace has a variant, made from this lab's model."""
-        folder = self.checkpoint(variant)
-        return folder.exists() and read_manifest(folder).get("base") == self.model_name
-
-    @property
-    def device(self) -> str:
-        """Where a model of this lab runs inside the notebook: `cuda` if this machine has it, else `cpu`."""
-        return "cuda" if hardware.engine_build() == "cuda" and hardware.this_machine().gpus else "cpu"
-
-    # --- doing ------------------------------------------------------------------------------------------------------
-
-    def load(self, folder: Path) -> Any:
-        """The model of a checkpoint, loaded strictly, on this lab's device, ready to read."""
-        return checkpoint.load(folder).to(self.device).eval()
-
-    def tokenizer(self) -> Any:
-        return checkpoint.load_tokenizer(self.base)
-
-    def calibration_rows(self, rows: int = 0) -> CalibrationSet:
-        """The profile's calibration set, or `rows` rows of it."""
-        spec = self.profile.calibration
-        return calibration.calibration_set(
-            spec, self.tokenizer(), data=self.parameters.data, rows=rows or spec.rows, seed=self.profile.seed
-        )
 
     @contextmanager
     def quantizing(self, variant: str, purpose: Purpose = "headline") -> Iterator[Job]:

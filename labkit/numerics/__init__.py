@@ -28,7 +28,7 @@ from labkit.numerics.formats import (
 from labkit.numerics.gptq import gptq, hessian, output_error
 from labkit.numerics.groups import fitting_group, for_each_column, group_scales
 from labkit.numerics.lorc import LowRank, low_rank_correction
-from labkit.numerics.pow2 import Cast, cast_to_fp8, m1, m2
+from labkit.numerics.pow2 import Cast, ExponentRounding, Reading, cast_to_fp8, m1, m2
 from labkit.numerics.smoothquant import Smoothed, channel_absmax, smooth, smoothing_scales
 
 __all__ = [
@@ -40,9 +40,11 @@ __all__ = [
     "INT4",
     "INT8",
     "Cast",
+    "ExponentRounding",
     "Format",
     "Granularity",
     "LowRank",
+    "Reading",
     "Smoothed",
     "cast_to_fp8",
     "channel_absmax",

@@ -182,9 +182,9 @@ def column_scales(W: Tensor, weights: Weights) -> Tensor:
     rows, columns = W.shape
     scales = group_scales(W, weights.format, _group(columns, weights))  # [rows, groups]
     if weights.constraint == "M1":
-        scales = m1(scales)
+        scales = m1(scales, weights.rounding)
     elif weights.constraint == "M2":
-        scales = m2(scales, _block_rows(rows))
+        scales = m2(scales, _block_rows(rows), weights.rounding, weights.reading)
     return for_each_column(scales, columns)
 
 

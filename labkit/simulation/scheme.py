@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from labkit.numerics import E2M1, E4M3, INT4, INT8, Format
+from labkit.numerics import E2M1, E4M3, INT4, INT8, ExponentRounding, Format, Reading
 
 Constraint = Literal["", "M1", "M2"]
 Method = Literal["gptq", "rtn"]
@@ -21,12 +21,15 @@ class Weights:
     """How weights are rounded, without any correction: layers rounded so can be shared by several schemes.
 
     group: columns that share a scale, the largest divisor of a layer's columns up to it; 0 for whole rows. constraint:
-    M1 or M2 on the scales (`numerics.pow2`), with exponents rounded up, M2 read for the dequantization scale.
+    M1 or M2 on the scales, exponents rounded as `rounding` says, M2's S taken as `reading` says (`numerics.pow2`); by
+    default so that no scale gets smaller, and nothing clips.
     """
 
     format: Format
     group: int = PAPER_GROUP
     constraint: Constraint = ""
+    rounding: ExponentRounding = "ceil"
+    reading: Reading = "1/S"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,72 @@
+"""The grid's scores and the claims judged on them: paired, and honest where rows can't tell."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from labkit.errors import UsageError
+from labkit.perplexity import Losses
+from labkit.simulation import paper_grid
+from labkit.zeroquant import CLAIMS, MEANS, VARIANTS, Claim, Scored, judge, rise
+
+SCHEMES = {scheme.variant: scheme for scheme in paper_grid()}
+FP4_BEATS_INT4 = next(claim for claim in CLAIMS if claim.better == "w4a8-fp-fp")
+
+
+def scored(variant: str, shift: float = 0.0, noise: float = 0.0, rows: int = 60) -> Scored:
+    """Two texts of rows that differ much from one another; shift: nats a token better on all of them."""
+    rng, own = random.Random(0), random.Random(variant)
+    losses = {
+        name: Losses(
+            tuple(-rng.uniform(0.5, 3) + shift + own.gauss(0, noise) for _ in range(rows)),
+            tuple(rng.randint(20, 60) for _ in range(rows)),
+        )
+        for name in ("stories", "problems")
+    }
+    return Scored(SCHEMES[variant], "gptq", 4.06, losses)
+
+
+def test_the_perplexity_of_a_row_of_the_grid_is_the_mean_over_the_texts() -> None:
+    found = scored("bf16")
+    parts = [losses.perplexity for losses in found.losses.values()]
+    assert found.perplexity == pytest.approx(sum(parts) / 2)
+    errors = [losses.stderr for losses in found.losses.values()]
+    assert found.stderr == pytest.approx(math.hypot(*errors) / 2)
+    assert found.rows == 120
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.02, "holds here"), (-0.02, "fails here"), (0.0, "can't tell here")])
+def test_a_small_difference_on_all_rows_decides_and_noise_does_not(shift: float, verdict: str) -> None:
+    grid = [scored("w4a8-int-fp", noise=0.02), scored("w4a8-fp-fp", shift, noise=0.02)]
+    found = judge(FP4_BEATS_INT4, grid)
+    assert found.verdict == verdict
+    assert found.ci_low <= found.ratio <= found.ci_high
+    assert found.ratio == pytest.approx(math.exp(shift), abs=0.01)
+    assert found.rows == 120
+
+
+def test_every_claim_is_about_two_rows_of_the_grid() -> None:
+    assert {variant for claim in CLAIMS for variant in (claim.worse, claim.better)} <= SCHEMES.keys()
+
+
+def test_a_scheme_that_was_not_scored_or_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match="w4a8-fp-fp was scored 0 times"):
+        judge(FP4_BEATS_INT4, [scored("w4a8-int-fp")])
+    with pytest.raises(UsageError, match="w4a8-int-fp was scored 2 times"):
+        judge(FP4_BEATS_INT4, [scored("w4a8-int-fp"), scored("w4a8-int-fp"), scored("w4a8-fp-fp")])
+
+
+def test_scores_of_other_rows_are_no_pair() -> None:
+    with pytest.raises(UsageError, match="scored on other rows"):
+        judge(Claim("x", "w4a8-int-fp", "w4a8-fp-fp"), [scored("w4a8-int-fp"), scored("w4a8-fp-fp", rows=50)])
+
+
+def test_published_means_are_those_of_the_table() -> None:
+    assert all(len(row) == len(VARIANTS) == 7 for row in MEANS.values())
+    assert set(VARIANTS) <= SCHEMES.keys()
+    assert rise("OPT-30b", "w8a8-int-int") == pytest.approx(25.76 / 10.70)
+    assert rise("LLaMA-7b", "bf16") == 1
+    assert rise("LLaMA-7b", "w4a8-fp-fp-lorc") is None
