@@ -19,7 +19,9 @@ if TYPE_CHECKING:
         memory,
         numerics,
         serving,
+        simulation,
         tiny,
+        zeroquant,
     )
     from labkit.compare import compare_evaluations
     from labkit.errors import LabError
@@ -36,7 +38,9 @@ _MODULES = (
     "memory",
     "numerics",
     "serving",
+    "simulation",
     "tiny",
+    "zeroquant",
 )
 _NAMES = {
     "LabError": "labkit.errors",
@@ -59,7 +63,9 @@ __all__ = [
     "numerics",
     "open_lab",
     "serving",
+    "simulation",
     "tiny",
+    "zeroquant",
 ]
 
 

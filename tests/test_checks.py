@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from labkit import checks
 from labkit.checkpoint import Finding
@@ -17,9 +19,12 @@ from labkit.errors import CheckFailed
 from labkit.evaluation import Evaluation, Request
 from labkit.hardware import judge
 from labkit.lab import Lab
+from labkit.perplexity import Losses
 from labkit.profiles import TINY, Parameters
 from labkit.serving import Load, Loaded, Repeated
+from labkit.simulation import paper_grid
 from labkit.workspace import Workspace
+from labkit.zeroquant import Scored
 
 GOOD = compare([1.0] * 95 + [0.0] * 5, [1.0] * 94 + [0.0] * 6)
 COLLAPSED = compare([1.0] * 95 + [0.0] * 5, [1.0] * 3 + [0.0] * 97)
@@ -35,6 +40,14 @@ LOAD = Load(concurrency=8, requests=8, input_tokens=16, output_tokens=4)
 
 def loaded(output_tok_per_s: float) -> Loaded:
     return Loaded(LOAD, 0, 1.0, 1.0, output_tok_per_s, 1.0, 1.0, 1.0, 1.0, True)
+
+
+def fp8(*values: float) -> torch.Tensor:
+    return torch.tensor(values).to(torch.float8_e4m3fn)
+
+
+def grid(nats: float = -1.0) -> list[Scored]:
+    return [Scored(scheme, "gptq", 4.0, {"text": Losses((nats, nats), (5, 5))}) for scheme in paper_grid()]
 
 
 # name: (the check of a right result, the check of a spoilt one)
@@ -142,6 +155,24 @@ PAIRS: dict[str, tuple[Callable[[], Check], Callable[[], Check]]] = {
     "as the matrix says": (
         lambda: checks.as_the_matrix_says(judge("fp8-w8a8-static", "cpu-avx512-vnni", "cpu"), taken=False),
         lambda: checks.as_the_matrix_says(judge("fp8-w8a8-static", "cpu-avx512-vnni", "cpu"), taken=True),
+    ),
+    "never grows": (lambda: checks.never_grows([0.1, 0.1, 0.05], "x"), lambda: checks.never_grows([0.1, 0.11], "x")),
+    "never grows, NaN": (lambda: checks.never_grows([1.0], "x"), lambda: checks.never_grows([0.1, math.nan], "x")),
+    "bits are equal": (
+        lambda: checks.bits_are_equal(fp8(1.0, -0.5), fp8(1.0, -0.5), "x"),
+        lambda: checks.bits_are_equal(fp8(0.0, 1.0), fp8(-0.0, 1.0), "x"),
+    ),
+    "grid is whole": (
+        lambda: checks.grid_is_whole(grid(), grid(), 14),
+        lambda: checks.grid_is_whole(grid(), grid()[:-1], 14),
+    ),
+    "grid is whole, not given back": (
+        lambda: checks.grid_is_whole(grid(), grid(), 14),
+        lambda: checks.grid_is_whole(grid(), grid(nats=-1.1), 14),
+    ),
+    "explains": (
+        lambda: checks.explains(0.9, 0.1, "x", ("a", "b")),
+        lambda: checks.explains(0.1, 0.9, "x", ("a", "b")),
     ),
 }
 

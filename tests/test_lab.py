@@ -159,7 +159,9 @@ def test_the_vocabulary_of_the_notebooks_is_pinned() -> None:
         "numerics",
         "open_lab",
         "serving",
+        "simulation",
         "tiny",
+        "zeroquant",
     ]
     for name in labkit.__all__:
         assert getattr(labkit, name) is not None

@@ -38,6 +38,7 @@ from labkit.checks.served import (
     slower,
     tokens_as_predicted,
 )
+from labkit.checks.simulated import bits_are_equal, explains, grid_is_whole, never_grows
 
 __all__ = [
     "Check",
@@ -45,19 +46,23 @@ __all__ = [
     "answer_is",
     "answers_alike",
     "as_the_matrix_says",
+    "bits_are_equal",
     "bytes_as_predicted",
     "cache_is_calibrated",
     "choice_is",
     "collapses",
     "expectation",
+    "explains",
     "faster",
     "gptq_ran",
+    "grid_is_whole",
     "holds",
     "invariant",
     "layers_have_scheme",
     "less_is_better",
     "loads_are_whole",
     "memory_came_back",
+    "never_grows",
     "outliers_found",
     "reload_is_equal",
     "rises_first",

@@ -26,7 +26,9 @@ SCHEMES = (
     "w4a16",
     "w4afp8",
     "nvfp4",
+    "nvfp4a16",
     "mxfp4",
+    "mxfp4a16",
     "mxfp8",
 )
 HARDWARE = {
@@ -65,6 +67,7 @@ _OLD_CPU = ("cpu-avx2", "cpu-avx512")  # no INT8 or BF16 dot products
 _NEW_CPU = ("cpu-avx512-vnni", "cpu-amx")
 _CPU = (*_OLD_CPU, *_NEW_CPU)
 _WIDE_CPU = ("cpu-avx512", *_NEW_CPU)
+_FP4 = ("nvfp4", "nvfp4a16", "mxfp4", "mxfp4a16")
 _W8A8_FP8 = ("fp8-w8a8-dynamic", "fp8-w8a8-static")
 
 # fmt: off
@@ -156,8 +159,18 @@ TABLE: tuple[Row, ...] = (
         "Use W4A16."),
     Row(("mxfp4",), ("mi300",), "emulated",
         "MI300 has no FP4 arithmetic: vLLM dequantizes at each step, with the amd-quark package.", "Use W4A16."),
-    Row(("nvfp4", "mxfp4"), _WIDE_CPU, "no", "vLLM has no FP4 kernel for CPUs.", "Use W4A16."),
-    Row(("nvfp4", "mxfp4"), ("cpu-avx2",), "no", "vLLM has no FP4 kernel for CPUs.", "Use INT8 W8A8."),
+    Row(_FP4, _WIDE_CPU, "no", "vLLM has no FP4 kernel for CPUs.", "Use W4A16."),
+    Row(_FP4, ("cpu-avx2",), "no", "vLLM has no FP4 kernel for CPUs.", "Use INT8 W8A8."),
+
+    Row(("nvfp4a16",), _NVIDIA, "native", "Marlin (CuTe on 10.0) reads packed FP4 weights and computes in 16 bits."),
+    Row(("nvfp4a16",), ("mi300",), "no", "vLLM lists no weight-only NVFP4 kernel for ROCm.", "Use W4A16."),
+    Row(("mxfp4a16",), ("ampere", "ada", "hopper"), "native",
+        "Marlin reads packed FP4 weights and computes in 16 bits."),
+    Row(("mxfp4a16",), _BLACKWELL, "native",
+        "vLLM takes it for MXFP4: where it has an FP4 kernel, activations are rounded to FP4 as well."),
+    Row(("mxfp4a16",), ("turing",), "no", "vLLM loads MXFP4 from compute capability 8.0 up.", "Use W4A16."),
+    Row(("mxfp4a16",), ("mi300",), "emulated",
+        "MI300 has no FP4 arithmetic: vLLM dequantizes at each step, with the amd-quark package.", "Use W4A16."),
 
     Row(("mxfp8",), _BLACKWELL, "native", "Blackwell's matrix units compute in MXFP8."),
     Row(("mxfp8",), ("turing", "ampere", "ada", "hopper"), "weights-only",

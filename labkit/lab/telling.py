@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,10 @@ class Telling(Binding):
     def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of named values as a table."""
         notebook.show_table(rows)
+
+    def progress(self, total: int, what: str, unit: str) -> AbstractContextManager[Callable[[int], None]]:
+        """A progress bar; what its block gets is called with the number that is done."""
+        return notebook.progress_bar(total, what, unit)
 
     def skip(self, part: str, reason: str) -> None:
         """Says that this machine can't do a part of the lab; it shows in the report with the reason, not as passed."""
