@@ -2,6 +2,7 @@
 
 from labkit.checkpoint.cache import cache_scales, rescale_cache
 from labkit.checkpoint.files import read_config
+from labkit.checkpoint.headers import TensorInfo, read_headers
 from labkit.checkpoint.inspect import Inspection, Layer, TensorGroup, inspect
 from labkit.checkpoint.lint import Finding, lint
 from labkit.checkpoint.load import load, load_tokenizer
@@ -14,12 +15,14 @@ __all__ = [
     "Inspection",
     "Layer",
     "TensorGroup",
+    "TensorInfo",
     "cache_scales",
     "inspect",
     "lint",
     "load",
     "load_tokenizer",
     "read_config",
+    "read_headers",
     "rescale_cache",
     "resolve_model",
     "save",

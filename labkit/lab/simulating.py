@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from labkit import checkpoint, evaluation, perplexity
+from labkit import checkpoint, evaluation, memory, perplexity
 from labkit.chatter import to_log
 from labkit.errors import DataError
 from labkit.evaluation import Evaluation, Request
 from labkit.lab.models import Models
-from labkit.perplexity import Row
+from labkit.perplexity import Losses, Row
 from labkit.zeroquant import Scored
 
 if TYPE_CHECKING:
@@ -56,6 +56,28 @@ class Simulating(Models):
         scored = Scored(scheme, method, simulation.bits_per_weight(scheme), losses, exact)
         self._record(scored)
         return scored
+
+    def perplexity_of(self, variant: str, texts: Mapping[str, Sequence[Row]]) -> dict[str, Losses]:
+        """A checkpoint's losses on each text, by transformers; each perplexity is a headline of the ledger."""
+        model = self.load(self.checkpoint(variant))
+        try:
+            found = {name: perplexity.losses(model, rows) for name, rows in texts.items()}
+        finally:
+            memory.release(model)
+        self.workspace.ledger.append(
+            self.measurement(
+                "perplexity",
+                "perplexity",
+                losses.perplexity,
+                variant=variant,
+                task=name,
+                backend="hf",
+                stderr=losses.stderr,
+                n=len(losses.scores),
+            )
+            for name, losses in found.items()
+        )
+        return found
 
     def _answers(self, model: Any, scheme: Scheme, method: Method, problems: int) -> Evaluation:
         """lm-eval's own scoring of the main task, on the model as it stands."""

@@ -41,6 +41,17 @@ def test_a_scored_scheme_is_in_the_ledger_with_its_settings(tmp_path: Path) -> N
     assert 4.06 < bits[0].value < 6
 
 
+def test_a_checkpoints_perplexities_are_headlines_and_the_baselines_are_the_grids(tmp_path: Path) -> None:
+    lab = open_lab("06_fp4_weights_lorc", workspace=str(tmp_path), limit=4)
+    texts = lab.held_out()
+    with simulating(lab.load(lab.base)) as simulation:
+        plain = lab.score(simulation, paper_grid()[0], "gptq", texts)
+    found = lab.perplexity_of("bf16", texts)
+    assert found == plain.losses
+    lines = lab.workspace.ledger.headlines(kind="perplexity", backend="hf")
+    assert {line.task: line.value for line in lines} == {name: losses.perplexity for name, losses in found.items()}
+
+
 def test_a_text_that_this_site_lacks_is_left_out_and_said(
     tmp_path: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
