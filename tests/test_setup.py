@@ -240,7 +240,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
 def test_make_labs_on_a_fresh_clone_sets_up_and_passes_every_lab(tmp_path: Path) -> None:
     """The whole first experience, on a copy of what git holds, with the environment of a newcomer."""
     subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(tmp_path / "clone")], check=True)
-    ours = ("LABKIT_", "VIRTUAL_ENV", "PYTHON", "MAKE")
+    ours = ("LABKIT_", "VIRTUAL_ENV", "PYTHON", "MAKE", "ARGS")  # `make test-all ARGS=...` hands them all down
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     environment["PATH"] = ":".join(p for p in environment["PATH"].split(":") if not p.startswith(sys.prefix))
     done = subprocess.run(["make", "labs"], cwd=tmp_path / "clone", env=environment, capture_output=True, text=True)
