@@ -14,6 +14,7 @@ from labkit.perplexity import Losses, Row
 from labkit.zeroquant import Scored
 
 if TYPE_CHECKING:
+    from labkit.ledger import Measurement
     from labkit.simulation import Method, Scheme, Simulation
 
 BACKEND = "simulated"
@@ -64,19 +65,7 @@ class Simulating(Models):
             found = {name: perplexity.losses(model, rows) for name, rows in texts.items()}
         finally:
             memory.release(model)
-        self.workspace.ledger.append(
-            self.measurement(
-                "perplexity",
-                "perplexity",
-                losses.perplexity,
-                variant=variant,
-                task=name,
-                backend="hf",
-                stderr=losses.stderr,
-                n=len(losses.scores),
-            )
-            for name, losses in found.items()
-        )
+        self.workspace.ledger.append(self._perplexities(found, variant=variant, backend="hf"))
         return found
 
     def _answers(self, model: Any, scheme: Scheme, method: Method, problems: int) -> Evaluation:
@@ -96,55 +85,61 @@ class Simulating(Models):
 
     def _record(self, scored: Scored) -> None:
         """One line for each text, one for their mean, one for the bits of a weight, one for the answers."""
-        scheme, headline = scored.scheme, "headline" if scored.method == "gptq" else "sweep"
-        settings = {
-            "method": scored.method,
-            "group": scheme.weights.group if scheme.weights else 0,
-            "rank": scheme.rank,
-        }
-        common: dict[str, Any] = {"variant": scheme.variant, "backend": BACKEND, "settings": settings}
-        lines = [
-            self.measurement(
-                "perplexity",
-                "perplexity",
-                losses.perplexity,
-                task=name,
-                stderr=losses.stderr,
-                n=len(losses.scores),
-                purpose="sweep",
-                **common,
-            )
-            for name, losses in scored.losses.items()
-        ]
-        lines.append(
-            self.measurement(
-                "perplexity",
-                "perplexity",
-                scored.perplexity,
-                task=MEAN,
-                stderr=scored.stderr,
-                n=scored.rows,
-                purpose=headline,
-                **common,
-            )
+        variant, settings = scored.scheme.variant, _settings(scored)
+        common: dict[str, Any] = {"variant": variant, "backend": BACKEND, "settings": settings}
+        mean = self.measurement(
+            "perplexity",
+            "perplexity",
+            scored.perplexity,
+            task=MEAN,
+            stderr=scored.stderr,
+            n=scored.rows,
+            purpose="headline" if scored.method == "gptq" else "sweep",
+            **common,
         )
-        lines.append(
-            self.measurement("size", "bits_per_weight", scored.bits_per_weight, unit="bits", purpose="sweep", **common)
+        bits = self.measurement(
+            "size", "bits_per_weight", scored.bits_per_weight, unit="bits", purpose="sweep", **common
         )
+        lines = [*self._perplexities(scored.losses, purpose="sweep", **common), mean, bits]
         if exact := scored.exact:
+            answers: dict[str, Any] = {"variant": variant, "backend": BACKEND, "settings": exact.settings}
+            task = exact.request.task
             lines.append(
                 self.measurement(
                     "accuracy",
-                    exact.request.task.metric,
+                    task.metric,
                     exact.value,
-                    variant=scheme.variant,
-                    task=exact.request.task.name,
-                    backend=BACKEND,
+                    task=task.name,
                     stderr=exact.stderr,
                     n=exact.n,
                     unit="share",
-                    settings=exact.settings,
                     purpose="sweep",
+                    **answers,
                 )
             )
         self.workspace.ledger.append(lines)
+
+    def _perplexities(self, losses: Mapping[str, Losses], **common: Any) -> list[Measurement]:
+        """A line for each text."""
+        return [
+            self.measurement(
+                "perplexity",
+                "perplexity",
+                found.perplexity,
+                task=name,
+                stderr=found.stderr,
+                n=len(found.scores),
+                **common,
+            )
+            for name, found in losses.items()
+        ]
+
+
+def _settings(scored: Scored) -> dict[str, Any]:
+    """What of a scheme its name does not say."""
+    settings: dict[str, Any] = {"method": scored.method, "rank": scored.scheme.rank}
+    if weights := scored.scheme.weights:
+        settings["group"] = weights.group
+        if weights.constraint:
+            settings |= {"rounding": weights.rounding, "reading": weights.reading_taken}
+    return settings

@@ -7,12 +7,13 @@ and rounds once more. So the scales are constrained:
     M1:   Ŝ_i = 2^⌈log2 S_i⌉                          each by itself
     M2:   Ŝ_i = S_max / 2^⌈log2(S_max / S_i)⌉         within a block of rows; S_max stays as it is
 
-With M2 one real number is left for a block of rows, applied after the sum; the casts see only the powers of two.
+With M2 one real number is left for a block of rows and each group of columns, applied to the sum over that group; the
+casts see only powers of two. M1's exponents follow the weights' absolute size, M2's only how rows differ.
 
-What is S? The ⌈ ⌉ of M1 makes scales larger: nothing clips, the grid gets coarser. In M2, with the same S (what a code
-is multiplied with), ⌈ ⌉ makes them *smaller*, and the largest weights of nearly each group are clipped. Read for 1/S
-(what a weight is multiplied with before rounding) it makes them larger, as in M1. The paper does not say which is
-meant, so `reading` is a parameter, as is the rounding of the exponent.
+What is S? A scale can be what a code is multiplied with, or its inverse, what a weight is multiplied with before it is
+rounded. ⌈ ⌉ makes S larger in M1 and, but for the largest, smaller in M2. So each reading makes one of the two clip the
+largest weights of most groups: the first M2, the second M1. The paper's formula does not say which, so `reading` is a
+parameter, as is the rounding of the exponent.
 
 Weights must be quantized again with the new scales, and clamped: codes of the old scales mean other numbers now.
 
@@ -34,26 +35,30 @@ ExponentRounding = Literal["ceil", "nearest"]
 Reading = Literal["S", "1/S"]
 
 
-def m1(scales: Tensor, rounding: ExponentRounding = "ceil") -> Tensor:
-    """Each scale as a power of two; same shape and dtype. "nearest" rounds log2 S instead of raising it.
+def m1(scales: Tensor, rounding: ExponentRounding = "ceil", reading: Reading = "S") -> Tensor:
+    """Each scale as a power of two; same shape and dtype.
 
-    Raises DataError for a scale that is not positive and finite.
+    scales: what codes are multiplied with. rounding: "nearest" rounds the exponent instead of raising it. reading: what
+    the formula's S is, the scale or its inverse; see above.
+    Errors: UsageError for an unknown name, DataError for a scale that is not positive and finite.
     """
-    _require_scales(scales)
+    _require(scales, reading)
     one = torch.ones_like(scales)
-    return _times_power(one, _log2_ratio(scales, one, rounding))
+    if reading == "S":
+        return _times_power(one, _log2_ratio(scales, one, rounding))
+    return _times_power(one, -_log2_ratio(one, scales, rounding))
 
 
-def m2(scales: Tensor, rows: int, rounding: ExponentRounding = "ceil", reading: Reading = "S") -> Tensor:
-    """Each scale as the largest of its block divided by a power of two; same shape and dtype.
+def m2(scales: Tensor, rows: int, rounding: ExponentRounding = "ceil", reading: Reading = "1/S") -> Tensor:
+    """Each scale as a real one of its block times a power of two; same shape and dtype.
 
-    scales: [all rows, groups] (one group for scales of whole rows). rows: how many rows make a block; in each group of
-    columns they share S_max. reading: what S is, the scale or its inverse, see above.
+    scales: [all rows, groups] (one group for scales of whole rows), what codes are multiplied with. Where weights are
+    all zero it is the dtype's epsilon (`scale_for`), which is never taken for the real one of its block. rows: how many
+    rows make a block; in each group of columns they share the real scale. reading: what the formula's S is, the scale
+    or its inverse; see above.
     Errors: UsageError if blocks don't divide the rows, DataError for a scale that is not positive and finite.
     """
-    _require_scales(scales)
-    if reading not in get_args(Reading):
-        raise UsageError(f"There is no reading {reading!r}.", fix=f"Use one of {', '.join(get_args(Reading))}.")
+    _require(scales, reading)
     if scales.ndim != 2 or rows < 1 or scales.shape[0] % rows:
         raise UsageError(
             f"Blocks of {rows} rows don't divide scales of shape {list(scales.shape)}.",
@@ -61,10 +66,12 @@ def m2(scales: Tensor, rows: int, rounding: ExponentRounding = "ceil", reading: 
             f"Use a divisor of {scales.shape[0]}.",
         )
     blocks = scales.reshape(-1, rows, scales.shape[1])  # [blocks, rows, groups]
+    dead = blocks == torch.finfo(scales.dtype).eps
+    dead &= ~dead.all(dim=1, keepdim=True)
     if reading == "S":
-        S_max = blocks.amax(dim=1, keepdim=True)  # [blocks, 1, groups]
+        S_max = blocks.masked_fill(dead, 0).amax(dim=1, keepdim=True)  # [blocks, 1, groups]
         return _times_power(S_max, -_log2_ratio(S_max, blocks, rounding)).reshape(scales.shape)
-    S_min = blocks.amin(dim=1, keepdim=True)  # the largest 1/S
+    S_min = blocks.masked_fill(dead, torch.inf).amin(dim=1, keepdim=True)  # the largest 1/S
     return _times_power(S_min, _log2_ratio(blocks, S_min, rounding)).reshape(scales.shape)
 
 
@@ -93,7 +100,9 @@ def cast_to_fp8(q: Tensor, exponents: Tensor) -> Cast:
     return Cast(codes.view(torch.float8_e4m3fn), exceptions)
 
 
-def _require_scales(scales: Tensor) -> None:
+def _require(scales: Tensor, reading: Reading) -> None:
+    if reading not in get_args(Reading):
+        raise UsageError(f"There is no reading {reading!r}.", fix=f"Use one of {', '.join(get_args(Reading))}.")
     if not bool((scales.isfinite() & (scales > 0)).all()):
         raise DataError(
             f"Scales of shape {list(scales.shape)} hold a value that is zero, negative, NaN or infinite.",

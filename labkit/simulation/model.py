@@ -46,9 +46,12 @@ class Simulation:
     def __init__(self, model: Any, dampening_frac: float = 0.1) -> None:
         self.model = model
         self.dampening_frac = dampening_frac
-        self.linears = _replace_linears(model)
+        self._plain = _linears(model)
+        self.linears = {name: SimulatedLinear(linear) for name, linear in self._plain.items()}
+        for name, linear in self.linears.items():
+            model.set_submodule(name, linear)
         self.original = {name: linear.weight.detach().cpu().clone() for name, linear in self.linears.items()}
-        self._rounded: tuple[Weights | None, Method] = (None, "rtn")
+        self._rounded: Any = None  # what the weights are now: (weights, method, rows), None for W itself
         self._corrections: dict[str, LowRank] = {}
 
     def apply(self, scheme: Scheme, *, method: Method = "rtn", rows: Sequence[Sequence[int]] = ()) -> None:
@@ -67,8 +70,11 @@ class Simulation:
             )
         if scheme.weights and method == "gptq" and not rows:
             raise UsageError("GPTQ got no rows", why="it rounds for the inputs that it sees", fix="give rows=...")
-        if self._rounded != (scheme.weights, method):
+        calibrated_on = tuple(map(tuple, rows)) if method == "gptq" else ()
+        asked = (scheme.weights, method, calibrated_on) if scheme.weights else None
+        if self._rounded != asked:
             self._round(scheme.weights, method, rows)
+            self._rounded = asked
         for linear in self.linears.values():
             linear.activations, linear.correction = scheme.activations, None
         if scheme.rank:
@@ -96,11 +102,8 @@ class Simulation:
     def undo(self) -> None:
         """Gives the model its linear layers and their weights back."""
         self._restore()
-        for name, linear in self.linears.items():
-            rows, columns = linear.weight.shape
-            plain = nn.Linear(columns, rows, bias=linear.bias is not None, device="meta")
-            plain.weight, plain.bias = linear.weight, linear.bias
-            self.model.set_submodule(name, plain)
+        for name, linear in self._plain.items():
+            self.model.set_submodule(name, linear)
 
     # --- rounding ---------------------------------------------------------------------------------------------------
 
@@ -109,21 +112,22 @@ class Simulation:
             linear.weight.data.copy_(self.original[name])
             linear.activations = linear.correction = None
         self._corrections.clear()
-        self._rounded = (None, "rtn")
+        self._rounded = None
 
     def _round(self, weights: Weights | None, method: Method, rows: Sequence[Sequence[int]]) -> None:
-        self._restore()  # GPTQ calibrates with what is not rounded yet as it was
-        if weights is None:
-            self._rounded = (None, method)
-            return
-        if method == "rtn":
-            for name in self.linears:
-                self._round_layer(name, weights, None)
-        else:
-            for hessians in block_hessians(self.model, self.linears, rows):
-                for name, H in hessians.items():
-                    self._round_layer(name, weights, H)
-        self._rounded = (weights, method)
+        """Rounds all layers, or none: an error on the way leaves the weights as they were at first."""
+        self._restore()
+        try:
+            if weights and method == "rtn":
+                for name in self.linears:
+                    self._round_layer(name, weights, None)
+            elif weights:
+                for hessians in block_hessians(self.model, self.linears, rows):
+                    for name, H in hessians.items():
+                        self._round_layer(name, weights, H)
+        except BaseException:
+            self._restore()
+            raise
 
     @torch.no_grad()
     def _round_layer(self, name: str, weights: Weights, H: Tensor | None) -> None:
@@ -182,9 +186,9 @@ def column_scales(W: Tensor, weights: Weights) -> Tensor:
     rows, columns = W.shape
     scales = group_scales(W, weights.format, _group(columns, weights))  # [rows, groups]
     if weights.constraint == "M1":
-        scales = m1(scales, weights.rounding)
+        scales = m1(scales, weights.rounding, weights.reading_taken)
     elif weights.constraint == "M2":
-        scales = m2(scales, _block_rows(rows), weights.rounding, weights.reading)
+        scales = m2(scales, _block_rows(rows), weights.rounding, weights.reading_taken)
     return for_each_column(scales, columns)
 
 
@@ -196,8 +200,8 @@ def _block_rows(rows: int) -> int:
     return fitting_group(rows, BLOCK_ROWS)
 
 
-def _replace_linears(model: Any) -> dict[str, SimulatedLinear]:
-    """Puts a SimulatedLinear in the place of each linear layer of the blocks; these by name.
+def _linears(model: Any) -> dict[str, nn.Linear]:
+    """The linear layers of a model's blocks, by name.
 
     Raises UsageError if there is none, or if a block has other matrices (experts kept in one tensor, convolutions).
     """
@@ -213,7 +217,4 @@ def _replace_linears(model: Any) -> dict[str, SimulatedLinear]:
             "What stays in 16 bits would pass for quantized.",
             "Use a model whose blocks are built of torch.nn.Linear: Llama, Qwen, Mistral, Gemma, OPT and the like.",
         )
-    simulated = {name: SimulatedLinear(linear) for name, linear in found.items()}
-    for name, linear in simulated.items():
-        model.set_submodule(name, linear)
-    return simulated
+    return found

@@ -21,15 +21,20 @@ class Weights:
     """How weights are rounded, without any correction: layers rounded so can be shared by several schemes.
 
     group: columns that share a scale, the largest divisor of a layer's columns up to it; 0 for whole rows. constraint:
-    M1 or M2 on the scales, exponents rounded as `rounding` says, M2's S taken as `reading` says (`numerics.pow2`); by
-    default so that no scale gets smaller, and nothing clips.
+    M1 or M2 on the scales, exponents rounded as `rounding` says. reading: what S is in the formula (`numerics.pow2`);
+    "" takes for each the one that makes no scale smaller, so that nothing clips: M1 of S, M2 of 1/S.
     """
 
     format: Format
     group: int = PAPER_GROUP
     constraint: Constraint = ""
     rounding: ExponentRounding = "ceil"
-    reading: Reading = "1/S"
+    reading: Reading | Literal[""] = ""
+
+    @property
+    def reading_taken(self) -> Reading:
+        """The reading, or the one that stands for ""."""
+        return self.reading or ("1/S" if self.constraint == "M2" else "S")
 
 
 @dataclass(frozen=True)

@@ -252,6 +252,40 @@ def test_nan_in_a_weight_is_refused_with_the_layers_name(model: Any) -> None:
         simulation.apply(Scheme(Weights(E2M1), E4M3))
 
 
+def test_a_layer_that_can_not_be_rounded_leaves_no_other_rounded(model: Any) -> None:
+    before = logits(model)
+    weight = model.model.layers[2].mlp.up_proj.weight
+    kept = weight.data[3, 4].clone()
+    weight.data[3, 4] = float("nan")
+    with simulating(model) as simulation:
+        with pytest.raises(DataError):
+            simulation.apply(Scheme(Weights(E2M1), E4M3))
+        assert torch.equal(
+            simulation.linears["model.layers.0.mlp.up_proj"].weight, simulation.original["model.layers.0.mlp.up_proj"]
+        )
+    weight.data[3, 4] = kept
+    assert torch.equal(logits(model), before)
+
+
+def test_other_calibration_rows_round_again(model: Any) -> None:
+    scheme = Scheme(Weights(INT4), INT8)
+    with simulating(model) as simulation:
+        simulation.apply(scheme, method="gptq", rows=ROWS)
+        first = logits(model)
+        simulation.apply(scheme, method="gptq", rows=[list(range(100, 160))])
+        assert not torch.equal(logits(model), first)
+
+
+def test_the_models_own_layers_come_back_with_what_hangs_on_them(model: Any) -> None:
+    own, calls = model.model.layers[0].mlp.up_proj, []
+    own.register_forward_hook(lambda *_: calls.append(1))
+    with simulating(model) as simulation:
+        simulation.apply(Scheme(Weights(INT4), INT8))
+    assert model.model.layers[0].mlp.up_proj is own
+    logits(model)
+    assert calls == [1]
+
+
 def test_a_row_of_zeros_stays_zero(model: Any) -> None:
     weight = model.model.layers[0].mlp.up_proj.weight
     weight.data[3] = 0.0
