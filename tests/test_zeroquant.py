@@ -13,7 +13,8 @@ from labkit.simulation import paper_grid
 from labkit.zeroquant import CLAIMS, MEANS, VARIANTS, Claim, Scored, judge, rise
 
 SCHEMES = {scheme.variant: scheme for scheme in paper_grid()}
-FP4_BEATS_INT4 = next(claim for claim in CLAIMS if claim.better == "w4a8-fp-fp")
+FP4_BEATS_INT4 = Claim("FP4 beats INT4", "w4a8-int-fp", "w4a8-fp-fp")
+FP4_IS_NO_WORSE = Claim("FP4 is no worse", "w4a8-int-fp", "w4a8-fp-fp", "no worse")
 
 
 def scored(variant: str, shift: float = 0.0, noise: float = 0.0, rows: int = 60) -> Scored:
@@ -48,8 +49,23 @@ def test_a_small_difference_on_all_rows_decides_and_noise_does_not(shift: float,
     assert found.rows == 120
 
 
+@pytest.mark.parametrize(
+    ("shift", "verdict"), [(0.02, "holds here"), (0.0, "holds here"), (-0.01, "can't tell here"), (-0.03, "fails here")]
+)
+def test_no_worse_means_at_most_one_percent_higher(shift: float, verdict: str) -> None:
+    grid = [scored("w4a8-int-fp", noise=0.02), scored("w4a8-fp-fp", shift, noise=0.02)]
+    assert judge(FP4_IS_NO_WORSE, grid).verdict == verdict
+
+
+def test_a_claim_is_counted_on_the_published_models() -> None:
+    assert Claim("x", "w8a8-int-int", "w8a8-int-fp").published == (8, 8)
+    assert FP4_BEATS_INT4.published == (6, 8)  # LLaMA-3b is worse, OPT-13b equal
+    assert FP4_IS_NO_WORSE.published == (8, 8)
+    assert Claim("x", "w4a8-fp-fp", "w4a8-fp-fp-lorc").published is None
+
+
 def test_every_claim_is_about_two_rows_of_the_grid() -> None:
-    assert {variant for claim in CLAIMS for variant in (claim.worse, claim.better)} <= SCHEMES.keys()
+    assert {variant for claim in CLAIMS for variant in (claim.other, claim.candidate)} <= SCHEMES.keys()
 
 
 def test_a_scheme_that_was_not_scored_or_twice_is_refused() -> None:
