@@ -147,7 +147,7 @@ def _open(spec: Calibration, data: str, rows: int, seed: int) -> _Source:
         return _table(path.name, read_rows(path), seed)
     if spec.source == "tiny":
         return _tiny(spec.split, rows, seed)
-    return _table(f"{spec.source}, split {spec.split}", hub_rows(spec.source, spec.split), seed)
+    return _table(f"{spec.source}, split {spec.split}", hub_rows(spec.source, spec.split, "calibration"), seed)
 
 
 def _table(name: str, rows: list[dict[str, Any]] | Dataset, seed: int) -> _Source:

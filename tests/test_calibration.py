@@ -171,7 +171,7 @@ def test_a_hub_that_can_not_be_reached_points_at_local_data(monkeypatch: pytest.
     with pytest.raises(DataError) as caught:
         calibration_set(SPEC, TOKENIZER)
     assert "HuggingFaceH4/ultrachat_200k (split train_sft)" in caught.value.what
-    assert "data = FOLDER" in caught.value.fix
+    assert "data = FOLDER with calibration.jsonl, .parquet or .txt in it" in caught.value.fix
 
 
 def test_the_dataset_is_tokenized_and_holds_the_same_rows() -> None:

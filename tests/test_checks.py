@@ -157,6 +157,7 @@ PAIRS: dict[str, tuple[Callable[[], Check], Callable[[], Check]]] = {
         lambda: checks.as_the_matrix_says(judge("fp8-w8a8-static", "cpu-avx512-vnni", "cpu"), taken=True),
     ),
     "never grows": (lambda: checks.never_grows([0.1, 0.1, 0.05], "x"), lambda: checks.never_grows([0.1, 0.11], "x")),
+    "never grows, nothing": (lambda: checks.never_grows([1.0], "x"), lambda: checks.never_grows([], "x")),
     "never grows, NaN": (lambda: checks.never_grows([1.0], "x"), lambda: checks.never_grows([0.1, math.nan], "x")),
     "bits are equal": (
         lambda: checks.bits_are_equal(fp8(1.0, -0.5), fp8(1.0, -0.5), "x"),

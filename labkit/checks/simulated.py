@@ -23,7 +23,8 @@ def never_grows(values: Sequence[float], looked_at: str) -> Check:
     return invariant(
         bool(values) and not risen,
         looked_at,
-        f"it goes from {values[0]:.3g} to {values[-1]:.3g}" + (f", but rises at place {risen[0]}" if risen else ""),
+        (f"it goes from {values[0]:.3g} to {values[-1]:.3g}" if values else "there is nothing")
+        + (f", but rises at place {risen[0]}" if risen else ""),
         "look for NaN in the matrix, or for corrections that are not of one decomposition",
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from labkit.errors import UsageError
 from labkit.evaluation import child
 from labkit.evaluation.request import Evaluation, Request
 from labkit.evaluation.run import finished, job_request, settings_of
@@ -32,8 +33,11 @@ def evaluate_loaded(
     """The same lm-eval call as `evaluate` makes in its child, on the model as it stands.
 
     request: its checkpoint is what the model was made from, and its backend must be hf. about: what was done to the
-    model since; it goes into the settings, so that no two such models pass for one.
+    model since; it goes into the settings, so that no two such models pass for one. Raises UsageError for another
+    backend.
     """
+    if request.backend != "hf":
+        raise UsageError(f"backend is {request.backend!r} for a model in this process", fix='use backend="hf"')
     files = task_files(request.task, workspace.root / "cache" / "evaluation", data=data, rows=request.rows, seed=seed)
     asked = job_request(0, request, engine)
     with tempfile.TemporaryDirectory(prefix="labkit-evaluation-") as scratch:

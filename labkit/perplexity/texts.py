@@ -33,8 +33,15 @@ def held_out_rows(text: HeldOut, tokenizer: Any, *, data: str = "", seed: int = 
     if data:
         path = find_data_file(data, text.data_files, f"text {text.name}")
         name, found = str(path), read_rows(path)
+    elif text.source:
+        name = text.source
+        found = hub_rows(text.source, text.split, text.data_files[0], config=text.config, file=text.file)
     else:
-        name, found = text.source, hub_rows(text.source, text.split, text.config, text.file)
+        raise DataError(
+            f"the text {text.name} comes from no hub",
+            why="its licence does not let it be copied, or nobody keeps it there",
+            fix=f"give a local folder: data = FOLDER with {text.data_files[0]}.jsonl, .parquet or .txt in it",
+        )
     documents = [found[index] for index in range(min(text.documents or len(found), len(found)))]
     ids = tokens_of(
         JOIN.join(_text(row, text.column, f"{name}, row {i}") for i, row in enumerate(documents, 1)), tokenizer, name

@@ -104,7 +104,7 @@ def _hessians(
     sums: dict[str, Tensor] = {}
 
     def add(name: str, real: Tensor, _linear: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0][real].float()  # [tokens, columns]
+        x = args[0].reshape(-1, args[0].shape[-1])[real.reshape(-1)].float()  # [tokens, columns]; OPT flattens rows
         sums[name] = sums.get(name, 0) + x.T @ x
 
     for batch, states, call in zip(found, hidden, calls, strict=True):

@@ -70,6 +70,13 @@ class Simulation:
             )
         if scheme.weights and method == "gptq" and not rows:
             raise UsageError("GPTQ got no rows", why="it rounds for the inputs that it sees", fix="give rows=...")
+        smallest = min(self.original, key=lambda name: min(self.original[name].shape))
+        if scheme.rank > (most := min(self.original[smallest].shape)):
+            raise UsageError(
+                f"rank is {scheme.rank}, and {smallest} has {most} at most",
+                why="a matrix has no rank above its smaller side",
+                fix=f"use 0 to {most}",
+            )
         calibrated_on = tuple(map(tuple, rows)) if method == "gptq" else ()
         asked = (scheme.weights, method, calibrated_on) if scheme.weights else None
         if self._rounded != asked:

@@ -63,3 +63,9 @@ def test_stories_are_predicted_whole_and_problems_from_the_answer_on() -> None:
     for row, problem in zip(problems, corpus.problems("test", 64), strict=True):
         assert problem.question in tokenizer.decode(row.ids[: row.given])
         assert tokenizer.decode(row.ids[row.given :], skip_special_tokens=True).strip() == problem.answer
+
+
+def test_a_text_that_no_hub_has_says_what_file_to_give() -> None:
+    with pytest.raises(DataError, match="the text ptb comes from no hub") as caught:
+        held_out_rows(WORKBENCH.simulation.texts[2], small_tokenizer())
+    assert "ptb_test.jsonl" in caught.value.fix

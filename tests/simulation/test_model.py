@@ -149,6 +149,28 @@ def test_every_row_of_the_grid_goes_on_any_architecture_and_comes_off_again(
     assert all(type(layer) is torch.nn.Linear for layer in (model.lm_head, model.get_decoder().layers[0].mlp.up_proj))
 
 
+def test_the_grid_goes_on_a_model_with_biases_and_other_names() -> None:
+    torch.manual_seed(0)
+    config = transformers.OPTConfig(
+        vocab_size=256,
+        hidden_size=64,
+        ffn_dim=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        word_embed_proj_dim=64,
+    )
+    model = transformers.OPTForCausalLM(config).to(torch.bfloat16).eval()
+    before = logits(model)
+    with simulating(model) as simulation:
+        assert len(simulation.linears) == 12
+        for scheme in paper_grid(group=64):
+            simulation.apply(scheme, method="gptq", rows=ROWS)
+            assert logits(model).isfinite().all()
+            assert torch.equal(logits(model), before) == (scheme.weights is None)
+    assert torch.equal(logits(model), before)
+
+
 def test_an_error_inside_the_block_gives_the_model_back_too(model: Any) -> None:
     before = logits(model)
     with pytest.raises(UsageError), simulating(model) as simulation:
@@ -308,6 +330,7 @@ def test_a_rank_above_a_layers_is_refused(model: Any) -> None:
         (Scheme(Weights(E2M1), E4M3), {"method": "gptq"}, "GPTQ got no rows"),
         (Scheme(Weights(E2M1), E4M3), {"method": "awq"}, "method is 'awq'"),
         (Scheme(Weights(E2M1), E2M1), {}, "activations in E2M1"),
+        (Scheme(Weights(E2M1), E4M3, rank=65), {}, "k_proj has 64 at most"),
     ],
 )
 def test_what_can_not_be_is_refused_before_anything_is_rounded(
