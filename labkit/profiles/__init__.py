@@ -1,0 +1,139 @@
+"""Profiles: all defaults of the labs, as data. The labs take the same path in every profile.
+
+`tiny` runs everywhere: the embedded model, generated data, no network. `workbench` is a workshop on a GPU: a 7B model,
+the usual data sets, from a hub, an own folder, or both. A default that a lab needs stands here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+
+from labkit.errors import UsageError
+from labkit.profiles.parameters import Parameters
+from labkit.profiles.shapes import Calibration, Engine, HeldOut, Profile, Serving, Simulation, Task, TaskKind
+
+__all__ = [
+    "EMBEDDED",
+    "PROFILES",
+    "SPEED",
+    "TINY",
+    "WORKBENCH",
+    "Calibration",
+    "Engine",
+    "HeldOut",
+    "Parameters",
+    "Profile",
+    "Serving",
+    "Simulation",
+    "Task",
+    "TaskKind",
+    "get_profile",
+]
+
+EMBEDDED = "tiny"  # the model name that means the one inside the package
+SPEED = "speed-0.4b"  # and the one with random weights that is made on the spot, to measure speed with
+
+TINY = Profile(
+    name="tiny",
+    model=EMBEDDED,
+    tasks=(
+        Task("tiny_problems", "accuracy", "exact_match", filter="strict-match", limit=500),
+        Task("tiny_stories", "perplexity", "word_perplexity", limit=200, chat_template=False),
+    ),
+    calibration=Calibration("tiny", "calibration", rows=512, max_length=256),
+    engine=Engine(max_model_len=2048),
+    serving=Serving(SPEED, concurrencies=(1, 8, 32)),
+    smoothing_strength=0.8,
+    dampening_frac=0.1,
+    sweep_rows=(16, 512),
+    sweep_limit=500,
+    trap_limit=100,
+    long_fewshot=4,
+    simulation=Simulation(
+        texts=(HeldOut("stories", "tiny", rows=64, length=256), HeldOut("problems", "tiny", rows=64, length=256)),
+        rows=128,
+        limit=100,
+    ),
+)
+
+WORKBENCH = Profile(
+    name="workbench",
+    model="Qwen/Qwen2.5-7B-Instruct",
+    tasks=(
+        Task(
+            "gsm8k",
+            "accuracy",
+            "exact_match",
+            filter="strict-match",
+            num_fewshot=5,
+            limit=500,
+            data_files={"test": ("gsm8k_test",), "train": ("gsm8k_train", "gsm8k_train_1000")},
+        ),
+        Task(
+            "ifeval",
+            "accuracy",
+            "inst_level_strict_acc",
+            limit=None,
+            data_files={"train": ("ifeval_input_data", "ifeval")},
+        ),
+        Task(
+            "wikitext",
+            "perplexity",
+            "word_perplexity",
+            limit=None,
+            chat_template=False,
+            data_files={"test": ("wikitext2_test", "wikitext_test", "wikitext")},
+        ),
+    ),
+    calibration=Calibration(
+        "HuggingFaceH4/ultrachat_200k",
+        "train_sft",
+        rows=512,
+        max_length=2048,
+        data_files=("calibration", "ultrachat_200k", "gsm8k_train", "gsm8k_train_1000"),
+    ),
+    engine=Engine(max_model_len=4096),
+    serving=Serving("", concurrencies=(1, 2, 4, 8, 16, 32, 64, 128), requests_per_client=4, output_tokens=128),
+    smoothing_strength=0.8,
+    dampening_frac=0.1,
+    sweep_rows=(16, 512),
+    sweep_limit=200,
+    trap_limit=100,
+    long_fewshot=8,
+    simulation=Simulation(
+        texts=(
+            HeldOut(
+                "wikitext2",
+                "Salesforce/wikitext",
+                config="wikitext-2-raw-v1",
+                rows=40,
+                length=2048,
+                data_files=("wikitext2_test", "wikitext_test", "wikitext"),
+            ),
+            HeldOut(
+                "c4",
+                "allenai/c4",
+                split="validation",
+                file="en/c4-validation.00000-of-00008.json.gz",
+                documents=1100,
+                rows=40,
+                length=2048,
+                data_files=("c4_validation", "c4"),
+            ),
+            HeldOut("ptb", "", rows=40, length=2048, data_files=("ptb_test", "ptb")),
+        ),
+        rows=128,
+        limit=50,
+    ),
+    needs_network=True,
+)
+
+PROFILES = {profile.name: profile for profile in (TINY, WORKBENCH)}
+
+
+def get_profile(name: str = "") -> Profile:
+    """The profile of that name, else of `LABKIT_PROFILE`, else `tiny`."""
+    name = name or os.environ.get("LABKIT_PROFILE", "") or TINY.name
+    if name not in PROFILES:
+        raise UsageError(f"there is no profile {name!r}", fix=f"choose one of: {', '.join(PROFILES)}")
+    return PROFILES[name]
