@@ -10,7 +10,7 @@ import pytest
 from labkit.errors import UsageError
 from labkit.perplexity import Losses
 from labkit.simulation import paper_grid
-from labkit.zeroquant import CLAIMS, MEANS, VARIANTS, Claim, Scored, judge, rise
+from labkit.zeroquant import CLAIMS, LORC, MEANS, VARIANTS, Claim, Scored, judge, rise
 
 SCHEMES = {scheme.variant: scheme for scheme in paper_grid()}
 FP4_BEATS_INT4 = Claim("FP4 beats INT4", "w4a8-int-fp", "w4a8-fp-fp")
@@ -86,3 +86,9 @@ def test_published_means_are_those_of_the_table() -> None:
     assert rise("OPT-30b", "w8a8-int-int") == pytest.approx(25.76 / 10.70)
     assert rise("LLaMA-7b", "bf16") == 1
     assert rise("LLaMA-7b", "w4a8-fp-fp-lorc") is None
+
+
+def test_what_lorc_gains_is_published_as_growing_with_what_was_lost() -> None:
+    gains = [LORC[bits][0] / LORC[bits][1] for bits in (4, 3, 2)]
+    assert gains == sorted(gains)
+    assert 1 < gains[0] < 1.02

@@ -14,8 +14,8 @@ from labkit.perplexity import Losses, Row
 from labkit.zeroquant import Scored
 
 if TYPE_CHECKING:
-    from labkit.ledger import Measurement
-    from labkit.simulation import Method, Scheme, Simulation
+    from labkit.ledger import Measurement, Purpose
+    from labkit.simulation import Applied, Simulation
 
 BACKEND = "simulated"
 MEAN = "mean of texts"
@@ -43,19 +43,21 @@ class Simulating(Models):
     def score(
         self,
         simulation: Simulation,
-        scheme: Scheme,
-        method: Method,
         texts: Mapping[str, Sequence[Row]],
+        *,
         problems: int = 0,
+        purpose: Purpose = "sweep",
     ) -> Scored:
-        """What the simulated model scores under a scheme: perplexity on each text, and answers to `problems` problems.
+        """What the model scores under the scheme that is applied: perplexity on each text, and on `problems` problems.
 
-        Everything goes into the ledger; the mean perplexity of GPTQ's rows are its headlines.
+        All of it goes into the ledger; the mean over the texts for `purpose`, the rest as points of a sweep.
         """
+        applied = simulation.applied
         losses = {name: perplexity.losses(simulation.model, rows) for name, rows in texts.items()}
-        exact = self._answers(simulation.model, scheme, method, problems) if problems else None
-        scored = Scored(scheme, method, simulation.bits_per_weight(scheme), losses, exact)
-        self._record(scored)
+        exact = self._answers(simulation.model, applied, problems) if problems else None
+        bits = simulation.bits_per_weight(applied.scheme)
+        scored = Scored(applied.scheme, applied.method, bits, losses, exact)
+        self._record(scored, applied.settings() | _rows_of(texts), purpose)
         return scored
 
     def perplexity_of(self, variant: str, texts: Mapping[str, Sequence[Row]]) -> dict[str, Losses]:
@@ -65,12 +67,14 @@ class Simulating(Models):
             found = {name: perplexity.losses(model, rows) for name, rows in texts.items()}
         finally:
             memory.release(model)
-        self.workspace.ledger.append(self._perplexities(found, variant=variant, backend="hf"))
+        lines = self._perplexities(found, variant=variant, backend="hf", settings=_rows_of(texts))
+        self.workspace.ledger.append(lines)
         return found
 
-    def _answers(self, model: Any, scheme: Scheme, method: Method, problems: int) -> Evaluation:
+    def _answers(self, model: Any, applied: Applied, problems: int) -> Evaluation:
         """lm-eval's own scoring of the main task, on the model as it stands."""
-        request = Request(scheme.variant, self.base, self.profile.main_task, backend="hf", limit=problems)
+        variant = applied.scheme.variant
+        request = Request(variant, self.base, self.profile.main_task, backend="hf", limit=problems)
         with to_log(self.log("simulated")):
             return evaluation.evaluate_loaded(
                 model,
@@ -78,15 +82,15 @@ class Simulating(Models):
                 request,
                 workspace=self.workspace,
                 engine=self.profile.engine,
-                about={"simulated": scheme.variant, "method": method},
+                about={"simulated": variant} | applied.settings(),
                 data=self.parameters.data,
                 seed=self.profile.seed,
             )
 
-    def _record(self, scored: Scored) -> None:
+    def _record(self, scored: Scored, settings: Mapping[str, Any], purpose: Purpose) -> None:
         """One line for each text, one for their mean, one for the bits of a weight, one for the answers."""
-        variant, settings = scored.scheme.variant, _settings(scored)
-        common: dict[str, Any] = {"variant": variant, "backend": BACKEND, "settings": settings}
+        variant = scored.scheme.variant
+        common: dict[str, Any] = {"variant": variant, "backend": BACKEND, "settings": dict(settings)}
         mean = self.measurement(
             "perplexity",
             "perplexity",
@@ -94,7 +98,7 @@ class Simulating(Models):
             task=MEAN,
             stderr=scored.stderr,
             n=scored.rows,
-            purpose="headline" if scored.method == "gptq" else "sweep",
+            purpose=purpose,
             **common,
         )
         bits = self.measurement(
@@ -135,11 +139,6 @@ class Simulating(Models):
         ]
 
 
-def _settings(scored: Scored) -> dict[str, Any]:
-    """What of a scheme its name does not say."""
-    settings: dict[str, Any] = {"method": scored.method, "rank": scored.scheme.rank}
-    if weights := scored.scheme.weights:
-        settings["group"] = weights.group
-        if weights.constraint:
-            settings |= {"rounding": weights.rounding, "reading": weights.reading_taken}
-    return settings
+def _rows_of(texts: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """Which texts were read, and how many tokens of each were predicted: what a perplexity depends on."""
+    return {"tokens": {name: sum(row.predicted for row in rows) for name, rows in texts.items()}}

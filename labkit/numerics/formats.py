@@ -1,4 +1,4 @@
-"""Number formats of 8 and 4 bits, and round-to-nearest (RTN), the simplest way to quantize.
+"""Number formats of 8 bits and fewer, and round-to-nearest (RTN), the simplest way to quantize.
 
 A format is a short list of numbers, its grid. To quantize a tensor is to divide it by a scale that fits it to the grid,
 to round each value to the nearest grid point, and to keep the grid point and the scale:
@@ -114,9 +114,11 @@ E5M2 = Format("E5M2", 8, 5, 2, -57344.0, 57344.0, 2.0**-14, 2.0**-16, torch.floa
 INT8 = Format("INT8", 8, 0, 7, -128.0, 127.0, 1.0, 1.0, torch.int8)
 E2M1 = Format("E2M1", 4, 2, 1, -6.0, 6.0, 1.0, 0.5, None)
 INT4 = Format("INT4", 4, 0, 3, -8.0, 7.0, 1.0, 1.0, None)
+INT3 = Format("INT3", 3, 0, 2, -4.0, 3.0, 1.0, 1.0, None)
+INT2 = Format("INT2", 2, 0, 1, -2.0, 1.0, 1.0, 1.0, None)
 # No standard has E3M0: powers of two and zero, as some papers try it. Without a mantissa ties go away from zero.
 E3M0 = Format("E3M0", 4, 3, 0, -16.0, 16.0, 0.25, 0.25, None)
-FORMATS = (E4M3, E5M2, INT8, E2M1, INT4, E3M0)
+FORMATS = (E4M3, E5M2, INT8, E2M1, INT4, INT3, INT2, E3M0)
 
 
 def scale_for(x: Tensor, fmt: Format, granularity: Granularity) -> Tensor:

@@ -54,6 +54,11 @@ class LowRank:
         """What the factors of a weight [rows, columns] take in BF16."""
         return BYTES_PER_NUMBER * rank * (rows + columns)
 
+    @property
+    def singular_values(self) -> Tensor:
+        """Those of E that are kept, [m], the largest first: Û = U √Σ, and the columns of U are of length 1."""
+        return self.U.square().sum(dim=0)
+
     def product(self) -> Tensor:
         """Û V̂, [rows, columns]."""
         return self.U @ self.V

@@ -61,16 +61,20 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Simulation:
-    """Lab 06's grid. texts: what perplexity is measured on; rows: that GPTQ calibrates on; limit: problems answered."""
+    """Lab 06's grid. texts: what perplexity is measured on; rows: that GPTQ calibrates on; limit: problems answered.
+
+    dampening_frac: GPTQ's, a share of the mean of H's diagonal; its paper's 0.01, less than lab 02 takes for 8 bits.
+    """
 
     texts: tuple[HeldOut, ...]
     rows: int
     limit: int
+    dampening_frac: float = 0.01
 
     def with_limit(self, limit: int) -> Simulation:
         """The same with at most `limit` rows of each kind."""
         texts = tuple(replace(text, rows=min(limit, text.rows)) for text in self.texts)
-        return Simulation(texts, min(limit, self.rows), min(limit, self.limit))
+        return replace(self, texts=texts, rows=min(limit, self.rows), limit=min(limit, self.limit))
 
 
 @dataclass(frozen=True)

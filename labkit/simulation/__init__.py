@@ -6,13 +6,24 @@ scheme put on a model), `blocks` (the Hessians that GPTQ needs).
 
 from labkit.simulation.linear import SimulatedLinear, round_each_token
 from labkit.simulation.model import Simulation, simulating
-from labkit.simulation.scheme import BLOCK_ROWS, METHODS, PAPER_GROUP, PAPER_RANK, Method, Scheme, Weights, paper_grid
+from labkit.simulation.scheme import (
+    BLOCK_ROWS,
+    METHODS,
+    PAPER_GROUP,
+    PAPER_RANK,
+    Applied,
+    Method,
+    Scheme,
+    Weights,
+    paper_grid,
+)
 
 __all__ = [
     "BLOCK_ROWS",
     "METHODS",
     "PAPER_GROUP",
     "PAPER_RANK",
+    "Applied",
     "Method",
     "Scheme",
     "SimulatedLinear",

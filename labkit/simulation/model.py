@@ -34,7 +34,7 @@ from labkit.numerics import (
 )
 from labkit.simulation.blocks import block_hessians, blocks_of
 from labkit.simulation.linear import SimulatedLinear
-from labkit.simulation.scheme import BLOCK_ROWS, METHODS, Method, Scheme, Weights
+from labkit.simulation.scheme import BLOCK_ROWS, METHODS, Applied, Method, Scheme, Weights
 
 SCALE_BYTES = 2  # a real scale is kept in BF16
 EXPONENT_BYTES = 1  # a power of two needs its exponent only
@@ -43,21 +43,29 @@ EXPONENT_BYTES = 1  # a power of two needs its exponent only
 class Simulation:
     """What `simulating` gives. linears: every linear layer in the model's blocks, by name; the rest stays as it is."""
 
-    def __init__(self, model: Any, dampening_frac: float = 0.1) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
-        self.dampening_frac = dampening_frac
         self._plain = _linears(model)
         self.linears = {name: SimulatedLinear(linear) for name, linear in self._plain.items()}
         for name, linear in self.linears.items():
             model.set_submodule(name, linear)
         self.original = {name: linear.weight.detach().cpu().clone() for name, linear in self.linears.items()}
-        self._rounded: Any = None  # what the weights are now: (weights, method, rows), None for W itself
+        self.applied = Applied(Scheme(), "rtn", 0, 0.0, ())
+        self._rounded: Any = None  # what the weights are now: (weights, method, rows, dampening), None for W itself
         self._corrections: dict[str, LowRank] = {}
 
-    def apply(self, scheme: Scheme, *, method: Method = "rtn", rows: Sequence[Sequence[int]] = ()) -> None:
+    def apply(
+        self,
+        scheme: Scheme,
+        *,
+        method: Method = "rtn",
+        rows: Sequence[Sequence[int]] = (),
+        dampening_frac: float = 0.01,
+    ) -> None:
         """Lets the model compute by a scheme from now on. Weights are rounded again only if they are to be others.
 
-        method: how weights are rounded; gptq wants `rows`, token ids to calibrate on. Errors: UsageError for an unknown
+        method: how weights are rounded; gptq wants `rows`, token ids to calibrate on, and takes `dampening_frac`
+        (`numerics.gptq`). Errors: UsageError for an unknown
         method, GPTQ without rows or a rank that a layer has not; DataError naming the layer that can't be rounded.
         """
         if method not in METHODS:
@@ -77,15 +85,22 @@ class Simulation:
                 why="a matrix has no rank above its smaller side",
                 fix=f"use 0 to {most}",
             )
-        calibrated_on = tuple(map(tuple, rows)) if method == "gptq" else ()
+        calibrated_on = (tuple(map(tuple, rows)), dampening_frac) if method == "gptq" else ()
         asked = (scheme.weights, method, calibrated_on) if scheme.weights else None
         if self._rounded != asked:
-            self._round(scheme.weights, method, rows)
+            self._round(scheme.weights, method, rows, dampening_frac)
             self._rounded = asked
         for linear in self.linears.values():
             linear.activations, linear.correction = scheme.activations, None
         if scheme.rank:
             self._correct(scheme.rank)
+        seen = len(rows) if method == "gptq" else 0
+        self.applied = Applied(scheme, method, seen, dampening_frac, self.group_sizes(scheme.weights))
+
+    def group_sizes(self, weights: Weights | None) -> tuple[int, ...]:
+        """How many columns share a scale, each size that one of the layers has, the largest first."""
+        columns = {original.shape[1] for original in self.original.values()} if weights else ()
+        return tuple(sorted({_group(n, weights) for n in columns if weights}, reverse=True))
 
     def weight_bytes(self, scheme: Scheme) -> int:
         """What the layers take under a scheme: packed weights, scales, LoRC's factors. Biases are left out."""
@@ -120,24 +135,27 @@ class Simulation:
             linear.activations = linear.correction = None
         self._corrections.clear()
         self._rounded = None
+        self.applied = Applied(Scheme(), "rtn", 0, 0.0, ())
 
-    def _round(self, weights: Weights | None, method: Method, rows: Sequence[Sequence[int]]) -> None:
+    def _round(
+        self, weights: Weights | None, method: Method, rows: Sequence[Sequence[int]], dampening_frac: float
+    ) -> None:
         """Rounds all layers, or none: an error on the way leaves the weights as they were at first."""
         self._restore()
         try:
             if weights and method == "rtn":
                 for name in self.linears:
-                    self._round_layer(name, weights, None)
+                    self._round_layer(name, weights)
             elif weights:
                 for hessians in block_hessians(self.model, self.linears, rows):
                     for name, H in hessians.items():
-                        self._round_layer(name, weights, H)
+                        self._round_layer(name, weights, H, dampening_frac)
         except BaseException:
             self._restore()
             raise
 
     @torch.no_grad()
-    def _round_layer(self, name: str, weights: Weights, H: Tensor | None) -> None:
+    def _round_layer(self, name: str, weights: Weights, H: Tensor | None = None, dampening_frac: float = 0.0) -> None:
         """Writes Ŵ into a layer: by GPTQ if there is a Hessian, else to nearest."""
         linear = self.linears[name]
         W = linear.weight.data  # [rows, columns]
@@ -146,7 +164,7 @@ class Simulation:
             if H is None:
                 codes = quantize(W, scale, weights.format)
             else:
-                codes = gptq(W, H, scale, weights.format, dampening_frac=self.dampening_frac)
+                codes = gptq(W, H, scale, weights.format, dampening_frac=dampening_frac)
         except DataError as error:
             raise DataError(f"{name}: {error.what}", error.why, error.fix) from error
         W.copy_(dequantize(codes, scale))
@@ -179,9 +197,9 @@ class Simulation:
 
 
 @contextmanager
-def simulating(model: Any, dampening_frac: float = 0.1) -> Iterator[Simulation]:
+def simulating(model: Any) -> Iterator[Simulation]:
     """A Simulation of a causal language model of transformers; its layers and weights are its own again at the end."""
-    simulation = Simulation(model, dampening_frac)
+    simulation = Simulation(model)
     try:
         yield simulation
     finally:

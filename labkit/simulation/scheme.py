@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from labkit.numerics import E2M1, E4M3, INT4, INT8, ExponentRounding, Format, Reading
 
@@ -53,19 +53,42 @@ class Scheme:
 
     @property
     def formats(self) -> str:
-        """As the paper writes it, weights first: FP–FP; with the constraint and the correction behind."""
-        if not self.weights or not self.activations:
-            return "–"
-        more = [self.weights.constraint, "LoRC" if self.rank else ""]
-        return " ".join([f"{_family(self.weights.format)}–{_family(self.activations)}", *filter(None, more)])
+        """As the paper writes it, weights first: FP–FP, then constraint and correction; no word for 16 bits."""
+        weights = self.weights
+        families = [_family(fmt) for fmt in (weights and weights.format, self.activations) if fmt]
+        more = [weights.constraint if weights else "", "LoRC" if self.rank else ""]
+        return " ".join(filter(None, ["–".join(families), *more])) or "–"
 
     @property
     def variant(self) -> str:
         """The name in the ledger: w4a8-fp-fp-m1-lorc."""
-        if not self.weights:
+        if self == Scheme():
             return "bf16"
         parts = [self.bits, *self.formats.replace("–", " ").split()]
         return "-".join(parts).lower()
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a model computes by. rows: that GPTQ was calibrated on, 0 for round-to-nearest.
+
+    groups: how many columns share a scale, of each size that a layer has, the largest first; () for 16 bits.
+    """
+
+    scheme: Scheme
+    method: Method
+    rows: int
+    dampening_frac: float
+    groups: tuple[int, ...]
+
+    def settings(self) -> dict[str, Any]:
+        """What a variant's name does not say, for the ledger."""
+        found: dict[str, Any] = {"method": self.method, "rank": self.scheme.rank, "groups": list(self.groups)}
+        if self.method == "gptq":
+            found |= {"calibration_rows": self.rows, "dampening_frac": self.dampening_frac}
+        if (weights := self.scheme.weights) and weights.constraint:
+            found |= {"rounding": weights.rounding, "reading": weights.reading_taken}
+        return found
 
 
 def _family(fmt: Format) -> str:

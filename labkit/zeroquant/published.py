@@ -1,4 +1,4 @@
-"""Published, never measured here: the perplexities that ZeroQuant-FP reports.
+"""Published, never measured here: the perplexities that ZeroQuant-FP reports, and ZeroQuant-V2 of LoRC.
 
 Source: Wu, Yao, He, "ZeroQuant-FP", arXiv 2307.09782, read from the authors' slides on the ZeroQuant series, where the
 rows for LoRC, M1 and M2 are not legible: so none stand here. Two footnotes of the reader: the C4 figure 7.78 of
@@ -22,6 +22,10 @@ MEANS: dict[str, tuple[float, ...]] = {
     "OPT-13b": (11.22, 15.94, 11.27, 11.27, 16.70, 11.34, 11.34),
     "OPT-30b": (10.70, 25.76, 10.69, 10.69, 24.42, 10.73, 10.72),
 }
+
+# ZeroQuant-V2, OPT-6.7b, only the weights rounded, a scale for each row: bits -> perplexity without LoRC, and with it
+LORC_SOURCE = "published: Yao et al., ZeroQuant-V2, arXiv 2303.08302"
+LORC: dict[int, tuple[float, float]] = {4: (12.28, 12.10), 3: (14.18, 13.00), 2: (120.56, 24.17)}
 
 
 def rise(model: str, variant: str) -> float | None:

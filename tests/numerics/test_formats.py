@@ -70,9 +70,11 @@ def test_dynamic_ranges_are_largest_over_smallest_positive_value() -> None:
         "INT8": 127,
         "E2M1": 12,
         "INT4": 7,
+        "INT3": 3,
+        "INT2": 1,
         "E3M0": 64,
     }
-    assert [round(fmt.dynamic_range_log2, 1) for fmt in FORMATS] == [17.8, 31.8, 7.0, 3.6, 2.8, 6.0]
+    assert [round(fmt.dynamic_range_log2, 1) for fmt in FORMATS] == [17.8, 31.8, 7.0, 3.6, 2.8, 1.6, 0.0, 6.0]
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)

@@ -54,6 +54,7 @@ def test_both_factors_hold_the_root_of_the_singular_values() -> None:
     singular = torch.linalg.svdvals(W - W_hat)[:5]
     assert torch.allclose(found.U.square().sum(0), singular, rtol=1e-3)
     assert torch.allclose(found.V.square().sum(1), singular, rtol=1e-3)
+    assert torch.allclose(found.singular_values, singular, rtol=1e-3)
     assert torch.allclose(found.U.T @ found.U, torch.diag(singular), atol=1e-3)
 
 

@@ -20,7 +20,8 @@ def test_a_scored_scheme_is_in_the_ledger_with_its_settings(tmp_path: Path) -> N
         for method in ("gptq", "rtn"):
             for scheme in schemes:
                 simulation.apply(scheme, method=method, rows=lab.calibration_rows(8).input_ids)
-                found = lab.score(simulation, scheme, method, texts, problems=4 if method == "gptq" else 0)
+                gptq = method == "gptq"
+                found = lab.score(simulation, texts, problems=4 * gptq, purpose="headline" if gptq else "sweep")
     assert found.exact is None
     headlines = lab.workspace.ledger.headlines(kind="perplexity")
     assert [(h.variant, h.task, h.backend, h.n) for h in headlines] == [
@@ -45,7 +46,7 @@ def test_a_checkpoints_perplexities_are_headlines_and_the_baselines_are_the_grid
     lab = open_lab("06_fp4_weights_lorc", workspace=str(tmp_path), limit=4)
     texts = lab.held_out()
     with simulating(lab.load(lab.base)) as simulation:
-        plain = lab.score(simulation, paper_grid()[0], "gptq", texts)
+        plain = lab.score(simulation, texts)
     found = lab.perplexity_of("bf16", texts)
     assert found == plain.losses
     lines = lab.workspace.ledger.headlines(kind="perplexity", backend="hf")

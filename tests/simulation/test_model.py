@@ -14,7 +14,7 @@ from labkit import checkpoint
 from labkit.calibration import calibration_set
 from labkit.divergence import log_probabilities, mean_kl
 from labkit.errors import DataError, UsageError
-from labkit.numerics import E2M1, E4M3, INT4, INT8, Format, hessian
+from labkit.numerics import E2M1, E4M3, INT2, INT3, INT4, INT8, Format, hessian
 from labkit.profiles import TINY
 from labkit.quantize import quantizing
 from labkit.simulation import METHODS, Method, Scheme, Weights, paper_grid, simulating
@@ -77,10 +77,11 @@ def test_w8a8_by_gptq_leaves_nearly_all_weights_as_llm_compressor_leaves_them(
     rows = calibration_set(TINY.calibration, small_tokenizer(), rows=16)
     recipe = GPTQModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"], actorder=None, dampening_frac=0.1)
     theirs = saved(base, tmp_path / "out", recipe, rows)
-    with simulating(model, dampening_frac=0.1) as simulation:
+    with simulating(model) as simulation:
         equal: dict[Method, list[float]] = {}
         for method in METHODS:
-            simulation.apply(Scheme(Weights(INT8, group=0), INT8), method=method, rows=rows.input_ids)
+            scheme = Scheme(Weights(INT8, group=0), INT8)
+            simulation.apply(scheme, method=method, rows=rows.input_ids, dampening_frac=0.1)
             equal[method] = [
                 float((linear.weight == theirs.get_submodule(name).weight).float().mean())
                 for name, linear in simulation.linears.items()
@@ -176,6 +177,39 @@ def test_an_error_inside_the_block_gives_the_model_back_too(model: Any) -> None:
     with pytest.raises(UsageError), simulating(model) as simulation:
         simulation.apply(Scheme(Weights(INT4), INT8, rank=999))  # the weights are rounded by then
     assert torch.equal(logits(model), before)
+
+
+def test_what_is_applied_says_all_that_moves_a_score(tmp_path: Path) -> None:
+    model = checkpoint.load(make_model(tmp_path / "base", hidden=96))
+    rows = calibration_set(TINY.calibration, small_tokenizer(), rows=8).input_ids
+    scheme = Scheme(Weights(E2M1, 64, "M2"), E4M3, rank=4)
+    with simulating(model) as simulation:
+        assert simulation.applied.settings() == {"method": "rtn", "rank": 0, "groups": []}
+        simulation.apply(scheme, method="gptq", rows=rows, dampening_frac=0.05)
+        assert simulation.applied.scheme == scheme
+        assert simulation.applied.settings() == {
+            "method": "gptq",
+            "rank": 4,
+            "groups": [64, 48],  # of 192 and of 96 columns
+            "calibration_rows": 8,
+            "dampening_frac": 0.05,
+            "rounding": "ceil",
+            "reading": "1/S",
+        }
+        simulation.apply(scheme)
+        assert simulation.applied.settings()["method"] == "rtn"
+        assert "dampening_frac" not in simulation.applied.settings()
+
+
+def test_another_dampening_rounds_again(model: Any) -> None:
+    rows = calibration_set(TINY.calibration, small_tokenizer(), rows=8).input_ids
+    scheme, seen = Scheme(Weights(INT4)), []
+    with simulating(model) as simulation:
+        for dampening_frac in (0.1, 10.0, 0.1):
+            simulation.apply(scheme, method="gptq", rows=rows, dampening_frac=dampening_frac)
+            seen.append(logits(model))
+    assert torch.equal(seen[0], seen[2])
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_the_order_of_schemes_does_not_matter(model: Any) -> None:
@@ -364,3 +398,17 @@ def test_the_grid_is_the_papers() -> None:
         ("W4A8", "FP–FP M2 LoRC"),
     ]
     assert len({scheme.variant for scheme in paper_grid()}) == 14
+
+
+@pytest.mark.parametrize(
+    ("scheme", "variant"),
+    [
+        (Scheme(), "bf16"),
+        (Scheme(Weights(INT3)), "w3a16-int"),
+        (Scheme(Weights(INT2), rank=8), "w2a16-int-lorc"),
+        (Scheme(activations=E4M3), "w16a8-fp"),
+        (Scheme(Weights(E2M1, constraint="M2"), E4M3, 8), "w4a8-fp-fp-m2-lorc"),
+    ],
+)
+def test_a_variants_name_says_what_has_fewer_bits(scheme: Scheme, variant: str) -> None:
+    assert scheme.variant == variant
