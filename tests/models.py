@@ -11,7 +11,7 @@ import transformers
 
 from labkit.tiny.tokenizer import train_tokenizer
 
-Architecture = Literal["llama", "qwen2", "qwen3", "granite", "mistral", "gemma"]
+Architecture = Literal["llama", "qwen2", "qwen3", "granite", "mistral", "gemma", "opt"]
 
 _CONFIGS = {
     "llama": transformers.LlamaConfig,
@@ -20,6 +20,7 @@ _CONFIGS = {
     "granite": transformers.GraniteConfig,
     "mistral": transformers.MistralConfig,
     "gemma": transformers.GemmaConfig,
+    "opt": transformers.OPTConfig,
 }
 HEAD_DIM = 32
 
@@ -64,6 +65,8 @@ def make_model(
     }
     if architecture == "mistral":
         fields["sliding_window"] = None
+    if architecture == "opt":  # other names, biases everywhere, learned positions
+        fields |= {"ffn_dim": 2 * hidden, "word_embed_proj_dim": hidden}
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(
         _CONFIGS[architecture](**(fields | config)), dtype=torch.bfloat16

@@ -171,6 +171,7 @@ PAIRS: dict[str, tuple[Callable[[], Check], Callable[[], Check]]] = {
         lambda: checks.grid_is_whole(grid(), grid(), 14),
         lambda: checks.grid_is_whole(grid(), grid(nats=-1.1), 14),
     ),
+    "is repeated": (lambda: checks.is_repeated(1.17, 1.17, "x"), lambda: checks.is_repeated(1.17, 1.1700001, "x")),
     "explains": (
         lambda: checks.explains(0.9, 0.1, "x", ("a", "b")),
         lambda: checks.explains(0.1, 0.9, "x", ("a", "b")),
@@ -192,8 +193,8 @@ def test_a_check_passes_on_a_right_result_and_fails_on_a_spoilt_one(name: str) -
     assert spoilt.fix
 
 
-def lab_of(tmp_path: Path, model: str = "") -> Lab:
-    return Lab("01_fp8_rtn", TINY, Workspace(tmp_path), Parameters(model=model))
+def lab_of(tmp_path: Path, model: str = "", limit: int = 0) -> Lab:
+    return Lab("01_fp8_rtn", TINY, Workspace(tmp_path), Parameters(model=model, limit=limit))
 
 
 def test_a_failed_expectation_stops_the_embedded_model_s_lab(tmp_path: Path) -> None:
@@ -201,16 +202,17 @@ def test_a_failed_expectation_stops_the_embedded_model_s_lab(tmp_path: Path) -> 
         lab_of(tmp_path).check(checks.collapses(GOOD, "int8-rtn"))
 
 
-def test_a_failed_expectation_is_only_observed_on_another_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("run", [{"model": "some/folder"}, {"limit": 4}], ids=["another model", "few rows"])
+def test_a_failed_expectation_is_only_observed_where_nothing_can_be_expected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: dict[str, Any]
 ) -> None:
-    lab_of(tmp_path, model="some/folder").check(checks.collapses(GOOD, "int8-rtn"))
+    lab_of(tmp_path, **run).check(checks.collapses(GOOD, "int8-rtn"))
     assert capsys.readouterr().out.startswith("observed: int8-rtn against the baseline")
 
 
-def test_a_failed_invariant_stops_every_model_s_lab(tmp_path: Path) -> None:
+def test_a_failed_invariant_stops_every_lab(tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match="NaN or infinity in q_proj"):
-        lab_of(tmp_path, model="some/folder").check(checks.values_are_finite(["q_proj"]))
+        lab_of(tmp_path, model="some/folder", limit=4).check(checks.values_are_finite(["q_proj"]))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 
 from labkit.hardware import capability
 from labkit.profiles import TINY
+from labkit.simulation import paper_grid
 from labkit.workspace import verify_manifest
 from tests.conftest import ROOT, LabsRun
 
@@ -103,6 +104,34 @@ def test_an_fp8_cache_holds_twice_the_tokens(labs_run: LabsRun) -> None:
     baseline = tokens.pop("bf16")
     assert len(tokens) == 3
     assert set(tokens.values()) == {2 * baseline}
+
+
+def test_the_grid_is_in_the_ledger_and_int8_activations_stand_out(labs_run: LabsRun) -> None:
+    grid = labs_run.ledger.headlines(lab="06_fp4_weights_lorc", kind="perplexity", backend="simulated")
+    assert {m.variant for m in grid} == {scheme.variant for scheme in paper_grid()}
+    assert len(grid) == 14
+    for m in grid:
+        assert (m.task, m.settings["method"]) == ("mean of texts", "gptq")
+        assert m.settings["calibration_rows"] == TINY.simulation.rows
+        assert m.settings["tokens"].keys() == {text.name for text in TINY.simulation.texts}
+    value = {m.variant: m.value for m in grid}
+    assert min(value["w8a8-int-int"], value["w4a8-int-int"]) > 5 * value["bf16"]
+    assert max(v for name, v in value.items() if "int-int" not in name) < 1.05 * value["bf16"]
+    nearest = labs_run.ledger.newest(lab="06_fp4_weights_lorc", task="mean of texts", purpose="sweep")
+    assert set(value) <= {m.variant for m in nearest if m.settings["method"] == "rtn"}
+    answered = labs_run.ledger.newest(lab="06_fp4_weights_lorc", kind="accuracy", backend="simulated")
+    assert {(m.variant, m.n) for m in answered} == {(variant, TINY.simulation.limit) for variant in value}
+
+
+def test_with_two_bits_gptq_and_lorc_pay(labs_run: LabsRun) -> None:
+    found = {
+        (m.variant, m.settings["method"]): m.value
+        for m in labs_run.ledger.newest(lab="06_fp4_weights_lorc", task="mean of texts", purpose="sweep")
+        if m.variant.startswith("w2a16") and m.settings.get("dampening_frac", 0.01) == 0.01
+    }
+    nearest = found["w2a16-int", "rtn"]
+    assert found["w2a16-int", "gptq"] < 0.9 * nearest
+    assert found["w2a16-int-lorc", "rtn"] < 0.95 * nearest
 
 
 def test_every_headline_was_measured_in_this_run_with_its_settings(labs_run: LabsRun) -> None:

@@ -13,23 +13,34 @@ import pytest
 from labkit.checkpoint import short_name
 from labkit.ledger import Ledger
 from labkit.profiles import WORKBENCH
+from labkit.simulation import paper_grid
 from tests.conftest import ROOT, clean_environment
 from tests.models import Architecture, make_model
 
 LABS = ("01_fp8_rtn", "02_int8_smoothquant_gptq", "03_evaluation")
 SERVING = ("01_fp8_rtn", "04_serving_throughput", "05_static_fp8_kv_cache")
+FP4 = "06_fp4_weights_lorc"
 ROWS = 20
 
 
-def run_labs(model: Path, data: Path, workspace: Path, out: Path, labs: Sequence[str] = LABS) -> str:
-    """Executes labs by the papermill command on the workbench profile; returns what their cells printed."""
+def run_labs(
+    model: Path,
+    data: Path | str,
+    workspace: Path,
+    out: Path,
+    labs: Sequence[str] = LABS,
+    *,
+    profile: str = "workbench",
+    rows: int = ROWS,
+) -> str:
+    """Executes labs by the papermill command, each shortened to `rows`; returns what their cells printed."""
     out.mkdir()
     text = ""
     for lab in labs:
         executed = out / f"{lab}.ipynb"
         command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / f"{lab}.ipynb"), str(executed)]
-        command += ["-p", "profile", "workbench", "-p", "workspace", str(workspace), "-p", "model", str(model)]
-        command += ["-p", "data", str(data), "-p", "limit", str(ROWS), "--no-progress-bar"]
+        command += ["-p", "profile", profile, "-p", "workspace", str(workspace), "-p", "model", str(model)]
+        command += ["-p", "data", str(data), "-p", "limit", str(rows), "--no-progress-bar"]
         environment = clean_environment(HF_HUB_OFFLINE="1")
         done = subprocess.run(command, env=environment, cwd=out, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{lab}: {done.stderr[-3000:]}"
@@ -61,6 +72,18 @@ def test_labs_01_to_03_run_on_the_workbench_profile(tmp_path: Path, shared_data:
     assert {"Small-Qwen2--fp8-dynamic", "Small-Qwen2--int8-smoothquant-gptq"} <= checkpoints
 
 
+@pytest.mark.timeout(600)
+def test_lab_06_runs_on_another_architecture(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "Small-OPT", "opt", hidden=96)  # other layer names, biases, groups of 96
+    text = run_labs(model, "", tmp_path / "workspace", tmp_path / "out", [FP4], profile="tiny", rows=8)
+    assert "self_attn.q_proj: 96 columns in groups of 96" in text
+    assert "observed: the perplexity with 2 bits" in text
+    assert f"End of {FP4}." in text
+    grid = Ledger(tmp_path / "workspace" / "ledger.jsonl").headlines(model=short_name(str(model)), backend="simulated")
+    assert {m.variant for m in grid} == {scheme.variant for scheme in paper_grid()}
+    assert all(m.settings["calibration_rows"] == 8 for m in grid)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_labs_04_and_05_run_on_the_workbench_profile(tmp_path: Path, shared_data: Path) -> None:
@@ -84,8 +107,9 @@ def test_labs_04_and_05_run_on_the_workbench_profile(tmp_path: Path, shared_data
 @pytest.mark.parametrize("architecture", ["qwen3", "granite", "mistral", "gemma"])
 def test_the_labs_run_on_other_architectures(tmp_path: Path, shared_data: Path, architecture: Architecture) -> None:
     model = make_model(tmp_path / f"Small-{architecture}", architecture)
-    text = run_labs(model, shared_data, tmp_path / "workspace", tmp_path / "out")
+    text = run_labs(model, shared_data, tmp_path / "workspace", tmp_path / "out", [*LABS, FP4])
     assert text.count("layers are int8-w8a8") >= 2
+    assert f"End of {FP4}." in text
 
 
 @pytest.mark.long

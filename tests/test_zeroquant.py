@@ -10,7 +10,7 @@ import pytest
 from labkit.errors import UsageError
 from labkit.perplexity import Losses
 from labkit.simulation import paper_grid
-from labkit.zeroquant import CLAIMS, LORC, MEANS, VARIANTS, Claim, Scored, judge, rise
+from labkit.zeroquant import CLAIMS, LORC, MEANS, VARIANTS, Claim, Scored, judge, over_baseline, rise
 
 SCHEMES = {scheme.variant: scheme for scheme in paper_grid()}
 FP4_BEATS_INT4 = Claim("FP4 beats INT4", "w4a8-int-fp", "w4a8-fp-fp")
@@ -62,6 +62,15 @@ def test_a_claim_is_counted_on_the_published_models() -> None:
     assert FP4_BEATS_INT4.published == (6, 8)  # LLaMA-3b is worse, OPT-13b equal
     assert FP4_IS_NO_WORSE.published == (8, 8)
     assert Claim("x", "w4a8-fp-fp", "w4a8-fp-fp-lorc").published is None
+
+
+def test_a_scheme_over_the_baseline_has_the_interval_of_the_claim_the_other_way_round() -> None:
+    grid = [scored("bf16", noise=0.02), scored("w4a8-fp-fp", -0.05, noise=0.02)]
+    ratio, low, high = over_baseline(grid[1], grid[0])
+    assert low < ratio < high
+    assert ratio == pytest.approx(math.exp(0.05), abs=0.01)
+    assert ratio == pytest.approx(judge(Claim("x", "w4a8-fp-fp", "bf16"), grid).ratio)
+    assert over_baseline(grid[0], grid[0]) == (1, 1, 1)
 
 
 def test_every_claim_is_about_two_rows_of_the_grid() -> None:

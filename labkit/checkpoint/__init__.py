@@ -8,7 +8,7 @@ from labkit.checkpoint.lint import Finding, lint
 from labkit.checkpoint.load import load, load_tokenizer
 from labkit.checkpoint.resolve import resolve_model, short_name
 from labkit.checkpoint.save import save
-from labkit.checkpoint.weights import weight_errors
+from labkit.checkpoint.weights import weight_errors, weight_scales
 
 __all__ = [
     "Finding",
@@ -28,4 +28,5 @@ __all__ = [
     "save",
     "short_name",
     "weight_errors",
+    "weight_scales",
 ]

@@ -20,6 +20,7 @@ NORM_OF = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj"), ("input_layernorm",)),
     **dict.fromkeys(("gate_proj", "up_proj"), ("pre_feedforward_layernorm", "post_attention_layernorm")),
 }
+MX_BIAS = 127  # of E8M0, the exponents that MX formats keep as scales
 OFFSET_NORMS = ("gemma", "qwen3_next", "qwen3_5")  # model types whose RMSNorm multiplies by 1 + weight
 
 
@@ -50,6 +51,17 @@ def weight_errors(folder: Path, base: Path) -> dict[str, float]:
     return errors
 
 
+def weight_scales(folder: Path, layer: str) -> torch.Tensor:
+    """What the codes of a quantized layer's weight are multiplied with, float32: [1], [out, 1] or [out, groups].
+
+    Raises CheckpointError for a layer that is not there or not quantized.
+    """
+    found = next((known for known in inspect(folder).layers if known.name == layer and known.weights), None)
+    if found is None:
+        raise CheckpointError(f"{folder} has no quantized layer {layer}", fix="labkit.checkpoint.inspect names them")
+    return _scales(found, _Tensors(folder))
+
+
 def _name_in_base(layer: str, original: _Tensors) -> str:
     """Where the base model keeps a layer's weight: a head tied to the embeddings has none of its own."""
     name = f"{layer}.weight"
@@ -60,26 +72,42 @@ def _name_in_base(layer: str, original: _Tensors) -> str:
 
 def dequantize(layer: Layer, tensors: _Tensors) -> torch.Tensor:
     """A layer's weights as the engine computes with them: [out, in], float32."""
+    assert layer.weights is not None
+    if f"{layer.name}.weight_zero_point" in tensors.infos:
+        raise CheckpointError(f"{layer.name} has zero points", fix="compare a symmetric scheme")
+    scale = _scales(layer, tensors)
+    if layer.weights.group_size and scale.ndim == 2:
+        scale = scale.repeat_interleave(layer.weights.group_size, dim=1)[:, : layer.shape[1]]
+    return _codes(layer, tensors) * (scale.reshape(-1, 1) if scale.ndim == 1 and scale.numel() > 1 else scale)
+
+
+def _codes(layer: Layer, tensors: _Tensors) -> torch.Tensor:
+    """A layer's grid points before any scale: [out, in], float32."""
     import torch
 
     assert layer.weights is not None
-    scale = tensors.get(f"{layer.name}.weight_scale").float()
-    if f"{layer.name}.weight_packed" in tensors.infos:
-        if layer.weights.kind != "int":
-            raise CheckpointError(
-                f"{layer.name} is {layer.weights}, which can't be dequantized here", fix="compare 8-bit or INT4 weights"
-            )
-        from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+    if f"{layer.name}.weight_packed" not in tensors.infos:
+        return tensors.get(f"{layer.name}.weight").float()
+    packed = tensors.get(f"{layer.name}.weight_packed")
+    if layer.weights.kind == "float":
+        from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 
-        packed = tensors.get(f"{layer.name}.weight_packed")
-        quantized = unpack_from_int32(packed, layer.weights.bits, torch.Size(layer.shape)).float()
-    else:
-        quantized = tensors.get(f"{layer.name}.weight").float()
-    if f"{layer.name}.weight_zero_point" in tensors.infos:
-        raise CheckpointError(f"{layer.name} has zero points", fix="compare a symmetric scheme")
-    if layer.weights.group_size and scale.ndim == 2:
-        scale = scale.repeat_interleave(layer.weights.group_size, dim=1)[:, : layer.shape[1]]
-    return quantized * (scale.reshape(-1, 1) if scale.ndim == 1 and scale.numel() > 1 else scale)
+        return unpack_fp4_from_uint8(packed, *layer.shape, dtype=torch.float32)
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    return unpack_from_int32(packed, layer.weights.bits, torch.Size(layer.shape)).float()
+
+
+def _scales(layer: Layer, tensors: _Tensors) -> torch.Tensor:
+    """What a layer's codes are multiplied with, float32: [1], [out, 1] or [out, groups]."""
+    import torch
+
+    scale = tensors.get(f"{layer.name}.weight_scale")
+    if scale.dtype == torch.uint8:  # MX: nothing but an exponent
+        return torch.ldexp(torch.ones_like(scale, dtype=torch.float32), scale.int() - MX_BIAS)
+    if f"{layer.name}.weight_global_scale" in tensors.infos:  # NVFP4: FP8 scales were brought into range with it
+        return scale.float() / tensors.get(f"{layer.name}.weight_global_scale").float()
+    return scale.float()
 
 
 def _smoothing_undone(name: str, stored: _Tensors, original: _Tensors, offset: float) -> Any:

@@ -2,8 +2,8 @@
 
 Two kinds. An *invariant* holds for any model: a layer that should be FP8 is FP8, bytes are what arithmetic says, GPTQ
 really ran. An *expectation* holds for the embedded model, whose story is known (plain INT8 collapses, SmoothQuant
-recovers); for any other model the same check prints what was observed and never fails. The functions here only judge;
-`Lab.check` prints the judgement and stops the lab.
+recovers); for any other model, and in a run shortened by `limit`, the same check prints what was observed and never
+fails. The functions here only judge; `Lab.check` prints the judgement and stops the lab.
 """
 
 from labkit.checks.exercises import answer_is, choice_is
@@ -38,7 +38,7 @@ from labkit.checks.served import (
     slower,
     tokens_as_predicted,
 )
-from labkit.checks.simulated import bits_are_equal, explains, grid_is_whole, never_grows
+from labkit.checks.simulated import bits_are_equal, explains, grid_is_whole, is_repeated, never_grows
 
 __all__ = [
     "Check",
@@ -58,6 +58,7 @@ __all__ = [
     "grid_is_whole",
     "holds",
     "invariant",
+    "is_repeated",
     "layers_have_scheme",
     "less_is_better",
     "loads_are_whole",

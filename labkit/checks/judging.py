@@ -23,5 +23,5 @@ def invariant(ok: bool, looked_at: str, found: str, fix: str) -> Check:
 
 
 def expectation(ok: bool, looked_at: str, found: str, fix: str) -> Check:
-    """A check that holds for the embedded model."""
+    """A check that holds for the embedded model on all rows of its profile."""
     return Check("expectation", bool(ok), looked_at, found, fix)

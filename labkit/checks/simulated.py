@@ -64,6 +64,16 @@ def grid_is_whole(gptq: Sequence[Scored], rtn: Sequence[Scored], schemes: int) -
     )
 
 
+def is_repeated(first: float, again: float, looked_at: str) -> Check:
+    """The same scheme scored twice scores the same, to the last bit."""
+    return invariant(
+        first == again,
+        looked_at,
+        f"{again:.6f} both times" if first == again else f"{first:.6f} at first and {again:.6f} now",
+        "something of the scheme before it was left on the model: load the model again",
+    )
+
+
 def explains(large: float, small: float, what: str, names: tuple[str, str]) -> Check:
     """A cause that the story names can be seen in the figures: `large` is above `small`."""
     return expectation(

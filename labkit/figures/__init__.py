@@ -9,6 +9,7 @@ from labkit.figures.drawing import Figure
 from labkit.figures.formats import channel_maxima, number_lines, rounding_errors
 from labkit.figures.results import recoveries, scoreboard
 from labkit.figures.serving import crossover
+from labkit.figures.simulated import ratios
 
 __all__ = [
     "Figure",
@@ -18,6 +19,7 @@ __all__ = [
     "curve",
     "intervals",
     "number_lines",
+    "ratios",
     "recoveries",
     "rounding_errors",
     "scoreboard",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from labkit.figures.drawing import BLUE, GREY, PALETTE, RED, Figure, new_axes
+from labkit.figures.drawing import BLUE, GREY, PALETTE, RED, Figure, new_axes, plain_numbers
+
+MOST_TICKS = 8  # values of x that fit under a curve
 
 
 def bars(
@@ -15,7 +17,6 @@ def bars(
     *,
     stacked: bool = False,
     line: tuple[float, str] | None = None,
-    log: bool = False,
 ) -> Figure:
     """Bars side by side or stacked: for each group of `groups` one value of each series; `line` is a labelled level."""
     figure, ax = new_axes()
@@ -29,9 +30,7 @@ def bars(
             below = [b + v for b, v in zip(below, values, strict=True)]
     if line:
         ax.axhline(line[0], color=RED, linewidth=1.2, linestyle="--", label=line[1])
-    if log:
-        ax.set_yscale("log")
-    ax.set_xticks(range(len(groups)), groups, fontsize=9, rotation=20 if sum(map(len, groups)) > 80 else 0)
+    ax.set_xticks(range(len(groups)), groups, fontsize=9)
     ax.set_ylabel(ylabel)
     if len(series) > 1 or line:
         ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -48,7 +47,10 @@ def curve(
     log: bool = False,
     log_x: bool = False,
 ) -> Figure:
-    """Lines over `x`; `labels` are the axes' (x, y); `baseline` is a labelled level; `log_x` is to the base of 2."""
+    """Lines over `x`, whose values are the ticks if they are few.
+
+    labels: of the axes, (x, y). baseline: a level and its label. log, log_x: of which axis the scale is logarithmic.
+    """
     figure, ax = new_axes()
     for (name, values), color in zip(series.items(), PALETTE, strict=False):
         ax.plot(x, values, "o-", color=color, markersize=4, label=name)
@@ -56,8 +58,12 @@ def curve(
         ax.axhline(baseline[0], color=GREY, linewidth=1.2, linestyle="--", label=baseline[1])
     if log:
         ax.set_yscale("log")
+        plain_numbers(ax.yaxis)
     if log_x:
-        ax.set_xscale("log", base=2)
+        ax.set_xscale("log")
+    if len(x) <= MOST_TICKS:
+        ax.set_xticks(x, [f"{value:g}" for value in x])
+        ax.set_xticks([], minor=True)
     ax.set_xlabel(labels[0])
     ax.set_ylabel(labels[1])
     ax.legend(frameon=False, fontsize=8)

@@ -34,3 +34,13 @@ def new_axes(rows: int = 1, columns: int = 1, *, height: float = 3.2, **options:
         ax.grid(axis="y", color="#E5E5E5", linewidth=0.6)
         ax.set_axisbelow(True)
     return figure, axes
+
+
+def plain_numbers(axis: Any) -> None:
+    """Labels a log axis with plain numbers, 0.5 or 20, in place of powers of ten, and no more of them than fit."""
+    from matplotlib.ticker import FuncFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    labelled = "123456789" if high < 3 * low else "25" if high < 1000 * low else ""  # first digits of minor ticks
+    axis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}" if f"{v:e}"[0] in labelled else ""))

@@ -22,8 +22,10 @@ class Telling(Binding):
     """The half of a `Lab` that talks."""
 
     def check(self, check: Check) -> None:
-        """Prints a judgement; one that fails stops the lab, unless it is an expectation and this is another model."""
-        if check.kind == "expectation" and not self.own_model:
+        """Prints a judgement; one that fails stops the lab, unless it is an expectation and this run may not meet it:
+        on another model, or shortened by `limit`.
+        """
+        if check.kind == "expectation" and not (self.own_model and not self.parameters.limit):
             print(notebook.wrapped(f"observed: {check.looked_at}: {check.found}."))
             return
         if not check.ok:

@@ -115,10 +115,10 @@ class Simulation:
         """||W - Ŵ - Û V̂|| / ||W|| of each layer as it stands."""
         found = {}
         for name, linear in self.linears.items():
-            W_hat = linear.weight.float().cpu()
+            W_hat = linear.weight.float()
             if linear.correction:
-                W_hat = W_hat + linear.correction.product().float().cpu()
-            found[name] = relative_error(self.original[name], W_hat)
+                W_hat = W_hat + linear.correction.product().float()
+            found[name] = relative_error(self.original[name].to(W_hat.device), W_hat)
         return found
 
     def undo(self) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from labkit.compare import compare
+from labkit.compare import Recovery, compare
 from labkit.errors import UsageError
 from labkit.zeroquant.published import MEANS, VARIANTS
 from labkit.zeroquant.scored import Scored, pooled
@@ -91,9 +91,24 @@ def judge(claim: Claim, grid: Sequence[Scored], seed: int = 0) -> Judged:
             raise UsageError(
                 f"{variant} was scored {len(found)} times", fix="give the rows of one method, each scheme once"
             )
-        pair.append(pooled(found[0]))
+        pair.append(found[0])
     other, candidate = pair
-    if other.tokens != candidate.tokens:
-        raise UsageError(f"{claim.other} and {claim.candidate} were scored on other rows", fix="score both on the same")
-    found_ratio = compare(other.scores, candidate.scores, weights=other.tokens, kind="perplexity", seed=seed)
-    return Judged(claim, found_ratio.ratio, found_ratio.ci_low, found_ratio.ci_high, len(other.scores))
+    ratio = _ratio(other, candidate, seed)
+    return Judged(claim, ratio.ratio, ratio.ci_low, ratio.ci_high, other.rows)
+
+
+def over_baseline(scored: Scored, baseline: Scored, seed: int = 0) -> tuple[float, float, float]:
+    """The perplexity of a scheme over the baseline's on all rows, with its paired 95% interval: (ratio, low, high)."""
+    found = _ratio(scored, baseline, seed)
+    return found.ratio, found.ci_low, found.ci_high
+
+
+def _ratio(other: Scored, candidate: Scored, seed: int) -> Recovery:
+    """The perplexity of `other` over the candidate's. Raises UsageError if they did not score the same rows."""
+    first, second = pooled(other), pooled(candidate)
+    if first.tokens != second.tokens:
+        raise UsageError(
+            f"{other.scheme.variant} and {candidate.scheme.variant} were scored on other rows",
+            fix="score both on the same",
+        )
+    return compare(first.scores, second.scores, weights=first.tokens, kind="perplexity", seed=seed)

@@ -34,6 +34,8 @@ def quantized(base: Path) -> dict[str, Path]:
         "static": (QuantizationModifier(scheme="FP8", **linear), data),
         "int8": (QuantizationModifier(scheme="W8A8", **linear), {}),
         "w4a16": (QuantizationModifier(scheme="W4A16", **linear), {}),
+        "mxfp4a16": (QuantizationModifier(scheme="MXFP4A16", **linear), {}),
+        "nvfp4a16": (QuantizationModifier(scheme="NVFP4A16", **linear), {}),
         "head": (QuantizationModifier(scheme="FP8_DYNAMIC", targets="Linear"), {}),
         "smooth": (
             [SmoothQuantModifier(smoothing_strength=0.8), GPTQModifier(scheme="W8A8", actorder=None, **linear)],

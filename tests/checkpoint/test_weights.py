@@ -27,7 +27,7 @@ def test_the_error_is_that_of_the_dequantized_weights(base: Path, quantized: dic
     assert len(errors) == 14
 
 
-@pytest.mark.parametrize("name", ["fp8", "static", "int8", "w4a16", "smooth", "head"])
+@pytest.mark.parametrize("name", ["fp8", "static", "int8", "w4a16", "mxfp4a16", "nvfp4a16", "smooth", "head"])
 def test_dequantized_weights_are_those_that_the_loaded_model_computes_with(
     base: Path, quantized: dict[str, Path], name: str
 ) -> None:
@@ -48,7 +48,28 @@ def test_each_format_errs_as_much_as_its_bits_allow(base: Path, quantized: dict[
     assert 0.004 < mean["int8"] < 0.012
     assert 0.02 < mean["fp8"] < 0.035
     assert 0.08 < mean["w4a16"] < 0.16
+    assert 0.08 < mean["nvfp4a16"] < mean["mxfp4a16"] < 0.16
     assert mean["smooth"] < 3 * mean["int8"], "the migration itself is undone"
+
+
+@pytest.mark.parametrize(("name", "groups"), [("mxfp4a16", 32), ("nvfp4a16", 16), ("w4a16", 128), ("int8", 0)])
+def test_scales_are_what_codes_are_multiplied_with(
+    base: Path, quantized: dict[str, Path], name: str, groups: int
+) -> None:
+    weight = load_file(base / "model.safetensors")[f"{Q}.weight"].float()
+    scales = checkpoint.weight_scales(quantized[name], Q)
+    assert scales.shape == (weight.shape[0], weight.shape[1] // (groups or weight.shape[1]))
+    largest = weight.reshape(*scales.shape, -1).abs().amax(-1) / scales  # in units of the grid
+    top = {"mxfp4a16": 6, "nvfp4a16": 6, "w4a16": 7.5, "int8": 127.5}[name]
+    assert 0.6 * top < float(largest.median()) < 1.2 * top
+    if name == "mxfp4a16":
+        assert set(torch.frexp(scales).mantissa.unique().tolist()) == {0.5}  # powers of two
+
+
+def test_a_layer_without_scales_is_named(base: Path, quantized: dict[str, Path]) -> None:
+    for folder, layer in ((base, Q), (quantized["int8"], "model.layers.9.x")):
+        with pytest.raises(CheckpointError, match=f"no quantized layer {layer}"):
+            checkpoint.weight_scales(folder, layer)
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "granite", "gemma"])

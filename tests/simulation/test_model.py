@@ -150,18 +150,8 @@ def test_every_row_of_the_grid_goes_on_any_architecture_and_comes_off_again(
     assert all(type(layer) is torch.nn.Linear for layer in (model.lm_head, model.get_decoder().layers[0].mlp.up_proj))
 
 
-def test_the_grid_goes_on_a_model_with_biases_and_other_names() -> None:
-    torch.manual_seed(0)
-    config = transformers.OPTConfig(
-        vocab_size=256,
-        hidden_size=64,
-        ffn_dim=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=128,
-        word_embed_proj_dim=64,
-    )
-    model = transformers.OPTForCausalLM(config).to(torch.bfloat16).eval()
+def test_the_grid_goes_on_a_model_with_biases_and_other_names(tmp_path: Path) -> None:
+    model = checkpoint.load(make_model(tmp_path / "base", "opt", hidden=64))
     before = logits(model)
     with simulating(model) as simulation:
         assert len(simulation.linears) == 12
