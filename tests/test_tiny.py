@@ -128,6 +128,7 @@ def test_damaged_weights_are_refused_by_name(tmp_path: Path) -> None:
         tiny.materialize(tmp_path, weights=weights)
 
 
+@pytest.mark.long
 def test_training_resumes_where_it_was_and_ends_at_the_same_weights(tmp_path: Path) -> None:
     """Eight small steps in one go, and four plus four by another process, give equal weights."""
     script = """

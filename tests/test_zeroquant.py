@@ -54,7 +54,14 @@ def test_a_small_difference_on_all_rows_decides_and_noise_does_not(shift: float,
 )
 def test_no_worse_means_at_most_one_percent_higher(shift: float, verdict: str) -> None:
     grid = [scored("w4a8-int-fp", noise=0.02), scored("w4a8-fp-fp", shift, noise=0.02)]
-    assert judge(FP4_IS_NO_WORSE, grid).verdict == verdict
+    found = judge(FP4_IS_NO_WORSE, grid)
+    assert found.verdict == verdict
+    assert found.in_words == verdict
+
+
+def test_no_worse_by_the_margin_may_still_be_worse_and_is_said_so() -> None:
+    grid = [scored("w4a8-int-fp", noise=0.002), scored("w4a8-fp-fp", -0.005, noise=0.002)]
+    assert judge(FP4_IS_NO_WORSE, grid).in_words == "holds here, worse by less than 1%"
 
 
 def test_a_claim_is_counted_on_the_published_models() -> None:
@@ -71,6 +78,13 @@ def test_a_scheme_over_the_baseline_has_the_interval_of_the_claim_the_other_way_
     assert ratio == pytest.approx(math.exp(0.05), abs=0.01)
     assert ratio == pytest.approx(judge(Claim("x", "w4a8-fp-fp", "bf16"), grid).ratio)
     assert over_baseline(grid[0], grid[0]) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(("shift", "agrees"), [(0.02, True), (-0.02, False), (0.0, None)])
+def test_a_verdict_agrees_with_most_published_models_or_not(shift: float, agrees: bool | None) -> None:
+    grid = [scored("w4a8-int-fp", noise=0.02), scored("w4a8-fp-fp", shift, noise=0.02)]
+    assert judge(FP4_BEATS_INT4, grid).agrees is agrees  # published: 6 of 8
+    assert judge(Claim("x", "bf16", "w4a8-fp-fp-m2"), [scored("bf16"), scored("w4a8-fp-fp-m2", 0.1)]).agrees is None
 
 
 def test_every_claim_is_about_two_rows_of_the_grid() -> None:

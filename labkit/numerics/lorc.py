@@ -87,7 +87,7 @@ def low_rank_correction(W: Tensor, W_hat: Tensor, rank: int = 8) -> LowRank:
             f"rank is {rank}, and a matrix of shape {list(W.shape)} has {min(W.shape)} at most.",
             fix=f"Use 1 to {min(W.shape)}; the paper's is 8.",
         )
-    E = W.float() - W_hat.float()  # [rows, columns]
+    E = W.to(torch.float32, copy=True).sub_(W_hat)  # [rows, columns]; the only float32 copy
     if not bool(E.isfinite().all()):
         raise DataError(
             f"W - Ŵ, of shape {list(E.shape)}, holds NaN or infinity.",

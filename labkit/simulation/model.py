@@ -126,6 +126,7 @@ class Simulation:
         self._restore()
         for name, linear in self._plain.items():
             self.model.set_submodule(name, linear)
+        self.original.clear()  # as large as the model, and of no use any more
 
     # --- rounding ---------------------------------------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ def told_until(process: subprocess.Popen[str], wanted: str) -> list[str]:
     raise AssertionError(f"it ended without {wanted!r}: {lines}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_the_printed_line_works_and_a_signal_ends_all_of_it(
     serving: subprocess.Popen[str], marker: str, number: signal.Signals
 ) -> None:

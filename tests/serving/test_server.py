@@ -173,7 +173,7 @@ def test_a_server_that_is_not_ready_in_time_is_stopped(served: Path, tmp_path: P
     assert marked(marker) == []
 
 
-@pytest.mark.parametrize("which", ["API server", "engine core"])
+@pytest.mark.parametrize("which", [pytest.param("API server", marks=pytest.mark.long), "engine core"])
 def test_when_one_of_its_processes_is_killed_all_of_them_go(
     served: Path, tmp_path: Path, marker: str, which: str
 ) -> None:
@@ -211,7 +211,7 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_when_its_parent_dies_nothing_is_left(
     served: Path, tmp_path: Path, marker: str, number: signal.Signals
 ) -> None:
