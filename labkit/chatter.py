@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import re
 import sys
 import warnings
@@ -52,6 +53,23 @@ def to_log(path: Path) -> Iterator[ChatterLog]:
                 yield log
         finally:
             configure_logger()  # llm-compressor's own setting of before
+
+
+@contextlib.contextmanager
+def children_to_log(path: Path) -> Iterator[None]:
+    """Appends to `path` what child processes of a block write to stderr: lm-eval asks git, which calls "fatal" that a
+    folder is no repository. Python's own stderr is not touched where it is a stream of its own, as in a kernel.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        with open(path, "ab") as file:
+            os.dup2(file.fileno(), 2)
+            yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _show_warning_in(file: TextIO) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from labkit import checkpoint, evaluation, memory, perplexity
-from labkit.chatter import to_log
+from labkit.chatter import children_to_log, to_log
 from labkit.errors import DataError
 from labkit.evaluation import Evaluation, Request
 from labkit.lab.models import Models
@@ -75,7 +75,8 @@ class Simulating(Models):
         """lm-eval's own scoring of the main task, on the model as it stands."""
         variant = applied.scheme.variant
         request = Request(variant, self.base, self.profile.main_task, backend="hf", limit=problems)
-        with to_log(self.log("simulated")):
+        log = self.log("simulated")
+        with to_log(log), children_to_log(log):
             return evaluation.evaluate_loaded(
                 model,
                 checkpoint.load_tokenizer(self.base),
