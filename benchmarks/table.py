@@ -92,9 +92,11 @@ def bar_text(row: Row) -> str:
 
 
 def amount(value: float, quantity: Quantity) -> str:
-    """Seconds or bytes for a reader; two digits below ten seconds."""
+    """Seconds or bytes for a reader: milliseconds below a tenth of a second, two digits below ten."""
     if quantity == "peak_bytes":
         return text.size(value)
+    if value < 0.1:
+        return f"{value * 1e3:.1f} ms"
     return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
 
 
