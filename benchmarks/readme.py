@@ -22,7 +22,7 @@ Every side is a whole process, imports included: wall seconds from its start to 
 memory over its process tree. The two sides of a pair take turns in the same run. A ratio is that of the medians, ours
 divided by theirs, with the smallest and largest of the single pairs; below 1 labkit is faster or smaller.
 
-The three of lab 06 (simulated layer, grid, LoRC) time a part of a process instead; LoRC's memory is what that part added.
+The three of lab 06 (simulated layer, grid, LoRC) time a part of a process; LoRC's memory is what that part added.
 """
 
 
