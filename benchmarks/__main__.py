@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import evaluating, quantizing, readme, simulating, starting, table
+from benchmarks import evaluating, quantizing, readme, simulating, starting, table, transferring
 from benchmarks.results import RESULTS, Report, Result
 from labkit.errors import LabError
 from labkit.hardware import stack_versions, this_machine
@@ -28,6 +28,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "simulated": simulating.run_layer,
     "grid": simulating.run_grid,
     "lorc": simulating.run_lorc,
+    "s3-send": transferring.run_send,
+    "s3-bring": transferring.run_bring,
     "labs": starting.run_labs,
     "setup": starting.run_setup,
 }

@@ -17,7 +17,7 @@ class Run:
     """One run of one side: a whole process tree (or several in a row: seconds added up, the largest peak)."""
 
     wall_seconds: float
-    peak_bytes: int
+    peak_bytes: int | None = None  # not measured of a part of a process
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from labkit import (
         activations,
+        card,
         checkpoint,
         checks,
         evaluation,
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
         hardware,
         memory,
         numerics,
+        publish,
         serving,
         simulation,
         tiny,
+        transfer,
         zeroquant,
     )
     from labkit.compare import compare_evaluations
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 _MODULES = (
     "activations",
+    "card",
     "checkpoint",
     "checks",
     "evaluation",
@@ -37,9 +41,11 @@ _MODULES = (
     "hardware",
     "memory",
     "numerics",
+    "publish",
     "serving",
     "simulation",
     "tiny",
+    "transfer",
     "zeroquant",
 )
 _NAMES = {
@@ -53,6 +59,7 @@ __all__ = [
     "LabError",
     "Request",
     "activations",
+    "card",
     "checkpoint",
     "checks",
     "compare_evaluations",
@@ -62,9 +69,11 @@ __all__ = [
     "memory",
     "numerics",
     "open_lab",
+    "publish",
     "serving",
     "simulation",
     "tiny",
+    "transfer",
     "zeroquant",
 ]
 

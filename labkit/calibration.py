@@ -150,12 +150,22 @@ def _open(spec: Calibration, data: str, rows: int, seed: int) -> _Source:
     return _table(f"{spec.source}, split {spec.split}", hub_rows(spec.source, spec.split, "calibration"), seed)
 
 
+def order_of(rows: int, seed: int) -> list[int]:
+    """The order in which the rows of a data set are taken."""
+    order = list(range(rows))
+    random.Random(f"{seed}:calibration").shuffle(order)
+    return order
+
+
 def _table(name: str, rows: list[dict[str, Any]] | Dataset, seed: int) -> _Source:
     """Rows with named columns."""
     columns = columns_of(list(rows[0]), name)
-    order = list(range(len(rows)))
-    random.Random(f"{seed}:calibration").shuffle(order)
-    return _Source(name, columns, order, lambda index: text_of(rows[index], columns, f"row {index + 1} of {name}"))
+    return _Source(
+        name,
+        columns,
+        order_of(len(rows), seed),
+        lambda index: text_of(rows[index], columns, f"row {index + 1} of {name}"),
+    )
 
 
 def _tiny(split: str, rows: int, seed: int) -> _Source:

@@ -41,6 +41,10 @@ class MissingResult(LabError):
     """What another lab makes is not in this workspace yet."""
 
 
+class TransferError(LabError):
+    """A place that can't be reached, refuses, or broke off; what has arrived is kept, and a next try goes on there."""
+
+
 class CheckFailed(LabError):
     """A lab's check found something that must not be; stops a headless run."""
 

@@ -42,8 +42,11 @@ class Job:
     GPU) before the model was loaded and after it was released.
     """
 
-    def __init__(self, final: Path, base: Path, base_name: str, variant: str, log: ChatterLog) -> None:
+    def __init__(
+        self, final: Path, base: Path, base_name: str, base_source: str, variant: str, log: ChatterLog
+    ) -> None:
         self.final, self.base, self.base_name, self.variant = final, base, base_name, variant
+        self.base_source = base_source
         self.log = log.path
         self.wall_seconds = 0.0
         self.peak_bytes = 0
@@ -92,6 +95,7 @@ class Job:
             self.final,
             base=self.base_name,
             variant=self.variant,
+            **checkpoint.origin(self.base_source, self.base),
             recipe=recipe.yaml() if recipe else "",
             calibration=calibration.facts() if calibration else None,
             gptq_fallbacks=list(self.fallbacks),
@@ -176,6 +180,7 @@ def quantizing(
     *,
     log: Path,
     base_name: str = "",
+    base_source: str = "",
     variant: str = "",
     seed: int = 0,
     release: bool = True,
@@ -183,6 +188,7 @@ def quantizing(
     """Surrounds one quantize of the checkpoint `base` into the checkpoint `final`; see Job and this module's example.
 
     log: where the libraries' messages go. base_name and variant: for the manifest, by default the folders' names.
+    base_source: what the user calls the base model (its hub id, say), from which the manifest tells where it came from.
     seed: for torch, so that llm-compressor's order of rows is the same each time. release: take the model's memory back
     at the end of the block, though the notebook still names it. Raises UsageError if the block ends without a save: a
     later step would take an older checkpoint for this one.
@@ -190,7 +196,8 @@ def quantizing(
     import torch
 
     with to_log(log) as chatter, memory.trimmed():
-        job = Job(final, base, base_name or checkpoint.short_name(str(base)), variant or final.name, chatter)
+        name = base_name or checkpoint.short_name(str(base))
+        job = Job(final, base, name, base_source or str(base), variant or final.name, chatter)
         torch.manual_seed(seed)
         job._begin()
         try:

@@ -112,12 +112,12 @@ def publishing(final: Path, **facts: Any) -> Iterator[Path]:
         yield stage
         write_manifest(stage, **facts)
         for path in [*stage.rglob("*"), stage]:
-            _fsync(path)
+            sync(path)
         old = stage.with_name(stage.name + "-old")
         if final.exists():
             final.rename(old)
         stage.rename(final)
-        _fsync(final.parent)
+        sync(final.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -129,7 +129,8 @@ def _alive(stage: Path) -> bool:
     return match is not None and Path(f"/proc/{match.group(1)}").exists()
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Returns when a file's contents, or a folder's entries, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -143,7 +144,7 @@ def write_atomically(path: Path, text: str) -> None:
     part = path.with_name(f"{STAGING}{path.name}-{os.getpid()}")
     try:
         part.write_text(text, encoding="utf-8")
-        _fsync(part)
+        sync(part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -166,6 +167,16 @@ class Workspace:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    @property
+    def models(self) -> Path:
+        """Models that were brought from a bucket or the hub by their address, each contents once."""
+        return self.root / "cache" / "models"
+
+    @property
+    def data(self) -> Path:
+        """Folders of data files that were brought by their address."""
+        return self.root / "cache" / "data"
 
     @property
     def ledger(self) -> Ledger:

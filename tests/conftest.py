@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from labkit.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
+LABS_SECONDS = 1800  # at most, for the run of all labs and a test that reads it
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; children would ignore Ctrl-C, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,8 +45,12 @@ class LabsRun:
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This environment without LABKIT_ variables, so that a developer's settings reach no test."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("LABKIT_")} | more
+    """This environment without LABKIT_ variables, so that a developer's settings reach no test.
+
+    Without those, too, that opening a lab sets in its process: a test that did leaves them behind.
+    """
+    unwanted = re.compile("LABKIT_.*|HF_HUB_OFFLINE|HF_DATASETS_OFFLINE")
+    return {name: value for name, value in os.environ.items() if not unwanted.fullmatch(name)} | more
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +69,10 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the real data sets are not here ({SHARED_DATA})")
     return SHARED_DATA
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whichever test comes first makes the run of all labs, so each that reads it has the time for that."""
+    for item in items:
+        if "labs_run" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LABS_SECONDS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,21 @@ import pytest
 import torch
 
 from labkit import checks
-from labkit.checkpoint import Finding
+from labkit.card import Evidence, Score
+from labkit.checkpoint import Finding, Inspection
 from labkit.checks import Check
 from labkit.compare import compare
-from labkit.errors import CheckFailed
+from labkit.errors import CheckFailed, LabError
 from labkit.evaluation import Evaluation, Request
 from labkit.hardware import judge
 from labkit.lab import Lab
+from labkit.ledger import Measurement
 from labkit.perplexity import Losses
 from labkit.profiles import TINY, Parameters
 from labkit.serving import Load, Loaded, Repeated
 from labkit.simulation import paper_grid
-from labkit.workspace import Workspace
+from labkit.transfer import Plan, bundle, parse
+from labkit.workspace import Workspace, write_manifest
 from labkit.zeroquant import Scored
 
 GOOD = compare([1.0] * 95 + [0.0] * 5, [1.0] * 94 + [0.0] * 6)
@@ -48,6 +52,27 @@ def fp8(*values: float) -> torch.Tensor:
 
 def grid(nats: float = -1.0) -> list[Scored]:
     return [Scored(scheme, "gptq", 4.0, {"text": Losses((nats, nats), (5, 5))}) for scheme in paper_grid()]
+
+
+PLACE = parse("s3://workshop/model")
+
+
+def evidence() -> Evidence:
+    """One score of 0.996 and 4,000 bytes of tensors."""
+    tensors = Inspection(Path("x"), (), (), 4000, 4100, "", "", False, (), None)
+    measured = Measurement("accuracy", "exact_match", 0.996, "fp8-dynamic", "tiny", task="tiny_problems")
+    return Evidence("tiny", "fp8-dynamic", {}, tensors, None, {}, (Score(measured, None, None),), (), 0)
+
+
+def sent(state: str = "") -> Path:
+    """A published folder of one file; `flipped` has another content, `damaged` one that its manifest does not name."""
+    folder = Path(tempfile.mkdtemp()) / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{1}" if state == "flipped" else "{0}")
+    write_manifest(folder)
+    if state == "damaged":
+        (folder / "config.json").write_text("{1}")
+    return folder
 
 
 # name: (the check of a right result, the check of a spoilt one)
@@ -171,11 +196,27 @@ PAIRS: dict[str, tuple[Callable[[], Check], Callable[[], Check]]] = {
         lambda: checks.grid_is_whole(grid(), grid(), 14),
         lambda: checks.grid_is_whole(grid(), grid(nats=-1.1), 14),
     ),
-    "is repeated": (lambda: checks.is_repeated(1.17, 1.17, "x"), lambda: checks.is_repeated(1.17, 1.1700001, "x")),
-    "explains": (
-        lambda: checks.explains(0.9, 0.1, "x", ("a", "b")),
-        lambda: checks.explains(0.1, 0.9, "x", ("a", "b")),
+    "card is backed": (
+        lambda: checks.card_is_backed("| 0.996 (0.990 to 1.000) | 4,000 bytes of tensors", evidence()),
+        lambda: checks.card_is_backed("| 0.995 (0.990 to 1.000) | 4,000 bytes of tensors", evidence()),
     ),
+    "is whole there": (
+        lambda: checks.is_whole_there(Plan(PLACE, {}, {"config.json": 2}, (), True)),
+        lambda: checks.is_whole_there(Plan(PLACE, {"config.json": 2}, {}, (), False)),
+    ),
+    "same contents": (
+        lambda: checks.same_contents(bundle(sent()), sent()),
+        lambda: checks.same_contents(bundle(sent()), sent("flipped")),
+    ),
+    "same contents, damaged": (
+        lambda: checks.same_contents(bundle(sent()), sent()),
+        lambda: checks.same_contents(bundle(sent()), sent("damaged")),
+    ),
+    "is refused": (
+        lambda: checks.is_refused(LabError("x.safetensors is damaged"), "x.safetensors"),
+        lambda: checks.is_refused(None, "x.safetensors"),
+    ),
+    "is repeated": (lambda: checks.is_repeated(1.17, 1.17, "x"), lambda: checks.is_repeated(1.17, 1.1700001, "x")),
 }
 
 

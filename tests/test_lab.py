@@ -149,6 +149,7 @@ def test_the_vocabulary_of_the_notebooks_is_pinned() -> None:
         "LabError",
         "Request",
         "activations",
+        "card",
         "checkpoint",
         "checks",
         "compare_evaluations",
@@ -158,9 +159,11 @@ def test_the_vocabulary_of_the_notebooks_is_pinned() -> None:
         "memory",
         "numerics",
         "open_lab",
+        "publish",
         "serving",
         "simulation",
         "tiny",
+        "transfer",
         "zeroquant",
     ]
     for name in labkit.__all__:

@@ -19,7 +19,7 @@ from labkit.simulation import paper_grid
 from labkit.workspace import verify_manifest
 from tests.conftest import ROOT, LabsRun
 
-pytestmark = [pytest.mark.labs, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.labs
 
 LABS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
 

@@ -20,26 +20,29 @@ MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One stored tensor. dtype is safetensors' name: BF16, I8, F8_E4M3, I32, ..."""
+    """One stored tensor. dtype is safetensors' name: BF16, I8, F8_E4M3, I32, ... begin: where it begins in `file`."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     bytes: int
     file: Path
+    begin: int
 
 
 def read_headers(folder: Path) -> dict[str, TensorInfo]:
     """Every tensor of a checkpoint by name; raises CheckpointError for a cut or damaged file, which it names."""
     tensors: dict[str, TensorInfo] = {}
     for path in weight_files(folder):
-        for name, entry in _header(path).items():
+        entries, data = _header(path)
+        for name, entry in entries.items():
             begin, end = entry["data_offsets"]
-            tensors[name] = TensorInfo(name, entry["dtype"], tuple(entry["shape"]), end - begin, path)
+            tensors[name] = TensorInfo(name, entry["dtype"], tuple(entry["shape"]), end - begin, path, data + begin)
     return tensors
 
 
-def _header(path: Path) -> dict[str, Any]:
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """What the header says of each tensor, and where the data begin that its offsets count from."""
     size = path.stat().st_size
     try:
         with open(path, "rb") as file:
@@ -57,4 +60,4 @@ def _header(path: Path) -> dict[str, Any]:
             why="it was cut or overwritten, and its weights are lost",
             fix="make or copy the checkpoint again",
         ) from error
-    return header
+    return header, 8 + length

@@ -1,16 +1,27 @@
-"""From what a user calls a model (a folder, a hub id) to the folder that holds it, and to its short name."""
+"""From what a user calls a model (a folder, a hub id, an address) to its folder, and to its short name."""
 
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 from labkit.checkpoint.files import refuse_unsafe
 from labkit.errors import CheckpointError, UsageError
 from labkit.profiles import EMBEDDED, SPEED
+from labkit.transfer import bring_to_cache, is_address, parse
 
-WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "tokenizer*"]
+WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "tokenizer*", "README.md"]
 UNWANTED_FILES = ["original/*", "consolidated*", "*.gguf", "onnx/*"]  # the same weights again, in other formats
+
+
+def wanted(name: str) -> bool:
+    """Whether a file of a model repository is of use here, by its name."""
+
+    def fits(patterns: list[str]) -> bool:
+        return any(fnmatch(name, pattern) for pattern in patterns)
+
+    return fits(WANTED_FILES) and not fits(UNWANTED_FILES)
 
 
 def short_name(model: str) -> str:
@@ -18,7 +29,7 @@ def short_name(model: str) -> str:
 
     `Qwen/Qwen2.5-7B-Instruct` is `Qwen2.5-7B-Instruct`; a snapshot in the hub's cache has its repository's name.
     """
-    path = Path(model)
+    path = Path(parse(model).last if is_address(model) else model)
     last = path.name or path.absolute().name
     if path.parent.name == "snapshots":
         last = path.parent.parent.name.split("--")[-1]
@@ -30,12 +41,19 @@ def short_name(model: str) -> str:
     return f"{name}-folder" if name in (EMBEDDED, SPEED) else name
 
 
-def resolve_model(model: str, *, offline: bool) -> Path:
-    """The folder of a model: a local one as it is, or a hub id's snapshot, downloaded unless `offline`.
+def resolve_model(model: str, *, offline: bool, cache: Path | None = None) -> Path:
+    """The folder of a model: a local one as it is, a hub id's snapshot, downloaded unless `offline`, or an address.
 
-    Only safetensors, configs and tokenizer files are fetched. Raises CheckpointError if there is no such folder or
-    repository, if it can't be reached, or if it holds no safetensors.
+    An address (`s3://bucket/prefix`, `hub:owner/name`) is brought below `cache`, verified. Only safetensors, configs
+    and tokenizer files are fetched. Raises CheckpointError if there is no such folder or repository, if it can't be
+    reached, or if it holds no safetensors; TransferError if an address can't be brought.
     """
+    if is_address(model):
+        if cache is None:
+            raise UsageError(f"{model} is no local folder", fix=f"bring it here first: labkit fetch {model} FOLDER")
+        folder = bring_to_cache(parse(model), cache, keep=wanted)
+        refuse_unsafe(folder)
+        return folder
     local = Path(model).expanduser()
     if local.exists():
         refuse_unsafe(local)

@@ -8,6 +8,7 @@ fails. The functions here only judge; `Lab.check` prints the judgement and stops
 
 from labkit.checks.exercises import answer_is, choice_is
 from labkit.checks.judging import Check, expectation, invariant
+from labkit.checks.published import card_is_backed, is_refused, is_whole_there, same_contents
 from labkit.checks.quantized import (
     bytes_as_predicted,
     cache_is_calibrated,
@@ -38,7 +39,7 @@ from labkit.checks.served import (
     slower,
     tokens_as_predicted,
 )
-from labkit.checks.simulated import bits_are_equal, explains, grid_is_whole, is_repeated, never_grows
+from labkit.checks.simulated import bits_are_equal, grid_is_whole, is_repeated, never_grows
 
 __all__ = [
     "Check",
@@ -49,16 +50,18 @@ __all__ = [
     "bits_are_equal",
     "bytes_as_predicted",
     "cache_is_calibrated",
+    "card_is_backed",
     "choice_is",
     "collapses",
     "expectation",
-    "explains",
     "faster",
     "gptq_ran",
     "grid_is_whole",
     "holds",
     "invariant",
+    "is_refused",
     "is_repeated",
+    "is_whole_there",
     "layers_have_scheme",
     "less_is_better",
     "loads_are_whole",
@@ -67,6 +70,7 @@ __all__ = [
     "outliers_found",
     "reload_is_equal",
     "rises_first",
+    "same_contents",
     "saving_as_predicted",
     "scores_are_whole",
     "server_accepts",

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from labkit.checks.judging import Check, expectation, invariant
+from labkit.checks.judging import Check, invariant
 
 if TYPE_CHECKING:
     import torch
@@ -71,14 +71,4 @@ def is_repeated(first: float, again: float, looked_at: str) -> Check:
         looked_at,
         f"{again:.6f} both times" if first == again else f"{first:.6f} at first and {again:.6f} now",
         "something of the scheme before it was left on the model: load the model again",
-    )
-
-
-def explains(large: float, small: float, what: str, names: tuple[str, str]) -> Check:
-    """A cause that the story names can be seen in the figures: `large` is above `small`."""
-    return expectation(
-        large > small,
-        what,
-        f"{large:.3g} for {names[0]}, {small:.3g} for {names[1]}",
-        "on another model the cause may be another: look at its activations with lab 02's picture",
     )

@@ -12,7 +12,14 @@ from labkit.evaluation.command import command_line
 from labkit.evaluation.loaded import evaluate_loaded
 from labkit.evaluation.request import Evaluation, Request, Sample, load_evaluation, load_samples
 from labkit.evaluation.run import evaluate
-from labkit.evaluation.tasks import TaskFiles, split_wikitext, task_files
+from labkit.evaluation.tasks import (
+    TaskFiles,
+    english_text,
+    hub_source,
+    sentence_splitter,
+    split_wikitext,
+    task_files,
+)
 
 __all__ = [
     "Evaluation",
@@ -20,10 +27,13 @@ __all__ = [
     "Sample",
     "TaskFiles",
     "command_line",
+    "english_text",
     "evaluate",
     "evaluate_loaded",
+    "hub_source",
     "load_evaluation",
     "load_samples",
+    "sentence_splitter",
     "split_wikitext",
     "task_files",
 ]

@@ -1,10 +1,10 @@
 """What runs in the engine's interpreter: lm-eval on one model after another.
 
 Started by labkit.engine.run_script: standard library, vllm and lm_eval only, no labkit. The job (made in `run.py`) is
-{"requests": [...], "tasks": {name: ...}, "engine": {...}, "seed", "work", "scratch", "english", "offline", "isolate",
-"progress"}; requests with equal `engine_key` stand together and share one loaded model. The answer is
-{"results": [...], "versions": {...}} for the first requests: all of them on a CPU, those of one engine on a GPU (or
-where `isolate` says so), because there only the end of a process gives the memory back.
+{"requests": [...], "tasks": {name: ...}, "engine": {...}, "seed", "work", "scratch", "nltk", "data", "english",
+"offline", "isolate", "progress"}; requests with equal `engine_key` stand together and share one loaded model. The
+answer is {"results": [...], "versions": {...}} for the first requests: all of them on a CPU, those of one engine on a
+GPU (or where `isolate` says so), because there only the end of a process gives the memory back.
 """
 
 from __future__ import annotations
@@ -18,30 +18,37 @@ import time
 from pathlib import Path
 from typing import Any
 
+TRAINED = "trained_by_labkit"  # beside a sentence splitter that is not NLTK's own
+
 
 def prepare_sentences(job: dict[str, Any]) -> str:
     """IFEval counts sentences with NLTK's `punkt_tab`; without one, and without a network, one is trained here.
 
     NLTK reads and writes only below its own data folders, so NLTK_DATA is set before it is imported.
     """
-    root = Path(job["work"]) / "nltk"
-    folder = root / "tokenizers" / "punkt_tab" / "english"
-    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    os.environ["NLTK_DATA"] = os.pathsep.join([*filter(None, [os.environ.get("NLTK_DATA")]), str(root)])
+    root = Path(job["nltk"])
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    places = [os.environ.get("NLTK_DATA"), job["data"] and str(Path(job["data"]) / "nltk"), str(root)]
+    os.environ["NLTK_DATA"] = os.pathsep.join(filter(None, places))
     import nltk
-    from nltk.tokenize.punkt import PunktTrainer, save_punkt_params
 
-    trained = folder / "trained_by_labkit"
     try:
-        nltk.data.find("tokenizers/punkt_tab/english/")
-        return "trained on generated English" if trained.exists() else "nltk punkt_tab"
+        found = nltk.data.find("tokenizers/punkt_tab/english/")
+        return "trained on generated English" if Path(found, TRAINED).exists() else "nltk punkt_tab"
     except LookupError:
         if not job["offline"] and nltk.download("punkt_tab", download_dir=str(root), quiet=True):
             return "nltk punkt_tab"
-    trainer = PunktTrainer(Path(job["english"]).read_text(encoding="utf-8"))
-    folder.mkdir(mode=0o700, exist_ok=True)
-    save_punkt_params(trainer.get_params(), str(folder))
-    trained.touch()
+    return train_sentences(root, Path(job["english"]))
+
+
+def train_sentences(root: Path, english: Path) -> str:
+    """Trains a sentence splitter on a text and writes it below `root`, where NLTK looks for its own."""
+    from nltk.tokenize.punkt import PunktTrainer, save_punkt_params
+
+    folder = root / "tokenizers" / "punkt_tab" / "english"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # NLTK writes only where nobody else can
+    save_punkt_params(PunktTrainer(english.read_text(encoding="utf-8")).get_params(), str(folder))
+    (folder / TRAINED).touch()
     return "trained on generated English"
 
 

@@ -55,6 +55,8 @@ def evaluate(
         "engine": asdict(engine),
         "seed": seed,
         "work": str(work),
+        "nltk": str(work / "nltk"),
+        "data": data,
         "english": str(english_text(work)) if "ifeval" in files else "",
         "offline": offline,
         "isolate": isolate,

@@ -61,6 +61,30 @@ def task_files(task: Task, folder: Path, *, data: str = "", rows: int | None = N
     return TaskFiles("", {split: str(path) for split, path in files.items()}, _digest("local", files))
 
 
+def hub_source(task: str) -> tuple[str, str]:
+    """The hub data set that lm-eval's packaged task reads, and its configuration ("" for none)."""
+    import lm_eval
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    definition = load_yaml(Path(lm_eval.__file__).parent / "tasks" / task / f"{task}.yaml", resolve_func=False)
+    return str(definition["dataset_path"]), str(definition.get("dataset_name") or "")
+
+
+def sentence_splitter(folder: Path, english: Path, *, offline: bool) -> str:
+    """Makes NLTK data with the sentence splitter that IFEval wants in `folder`; says in words which one it is.
+
+    NLTK's own if it can be had, else one trained on `english`.
+    """
+    import nltk
+
+    from labkit.evaluation.child import train_sentences
+
+    nltk.data.path.insert(0, str(folder))  # NLTK writes nowhere else
+    if not offline and nltk.download("punkt_tab", download_dir=str(folder), quiet=True):
+        return "nltk punkt_tab"
+    return train_sentences(folder, english)
+
+
 def _generated(task: Task, folder: Path, rows: int, seed: int) -> TaskFiles:
     """Test rows, and for problems training rows to draw few-shot examples from, as labkit.tiny.corpus makes them."""
     splits: dict[str, list[dict[str, Any]]]

@@ -4,7 +4,7 @@ from labkit.hardware.capability import Capability, capability, judge, require
 from labkit.hardware.compiler import compile_lacks
 from labkit.hardware.machine import Build, Gpu, Machine, engine_build, stack_versions, this_machine
 from labkit.hardware.rates import Rates, measure_rates
-from labkit.hardware.table import HARDWARE, SCHEMES, TABLE
+from labkit.hardware.table import HARDWARE, SCHEMES, TABLE, Verdict
 
 __all__ = [
     "HARDWARE",
@@ -15,6 +15,7 @@ __all__ = [
     "Gpu",
     "Machine",
     "Rates",
+    "Verdict",
     "capability",
     "compile_lacks",
     "engine_build",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from labkit import hardware
 from labkit.lab import notebook
 from labkit.lab.work import Lab
 from labkit.profiles import get_profile
+from labkit.transfer import bring_to_cache, is_address, parse
 from labkit.workspace import Workspace, find_workspace
 
 __all__ = ["Lab", "open_lab"]
@@ -22,10 +24,13 @@ def open_lab(name: str, **parameters: Any) -> Lab:
     notebook.refuse_unknown_parameters(parameters)
     notebook.quiet_libraries()
     asked = notebook.parameters_from(parameters).resolved()
+    workspace = Workspace(find_workspace(asked.workspace))
     profile = get_profile(asked.profile)
     if asked.limit:
         profile = profile.with_limit(asked.limit)
-    lab = Lab(name, profile, Workspace(find_workspace(asked.workspace)), asked)
+    if is_address(asked.data):
+        asked = replace(asked, data=str(bring_to_cache(parse(asked.data), workspace.data)))
+    lab = Lab(name, profile, workspace, asked)
     if lab.offline:
         os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     print(f"Lab {name} · profile {profile.name} · model {lab.model_source} · workspace {lab.workspace.root}")

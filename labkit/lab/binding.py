@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,8 @@ from typing import Any
 from labkit import checkpoint, hardware
 from labkit.ledger import Measurement
 from labkit.profiles import EMBEDDED, SPEED, Parameters, Profile
+from labkit.transfer.address import HUB
 from labkit.workspace import Workspace
-
-BASELINE = "bf16"
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Binding:
 
     @property
     def model_source(self) -> str:
-        """The model as it was named: `tiny`, a folder or a hub id."""
+        """The model as it was named: `tiny`, a folder, a hub id or an address."""
         return self.parameters.model or self.profile.model
 
     @property
@@ -41,12 +41,21 @@ class Binding:
 
     @property
     def offline(self) -> bool:
+        """Whether the libraries are told that there is no hub."""
+        if any(named.startswith(HUB) for named in (self.model_source, self.parameters.target)):
+            return False
         return not self.profile.needs_network or bool(self.parameters.data)
 
     @property
     def model_name(self) -> str:
         """The model's short name, as the ledger and the checkpoints' folders spell it."""
         return self.model_source if self.own_model else checkpoint.short_name(self.model_source)
+
+    def scratch(self, name: str) -> Path:
+        """A place for a folder that only this lab needs; what an earlier run left there is removed."""
+        folder = self.workspace.root / "cache" / self.name / name
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
 
     def log(self, what: str) -> Path:
         """The file that library chatter of one step goes to."""

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from labkit import calibration, checkpoint, hardware, tiny
 from labkit.errors import MissingResult
-from labkit.lab.binding import BASELINE
 from labkit.lab.telling import Telling
-from labkit.profiles import EMBEDDED
+from labkit.profiles import BASELINE, EMBEDDED
 from labkit.workspace import publishing, read_manifest
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ class Models(Telling):
     def base(self) -> Path:
         """The folder of the unquantized model; one of labkit's own is written on first use."""
         if not self.own_model:
-            return checkpoint.resolve_model(self.model_source, offline=self.offline)
+            return checkpoint.resolve_model(self.model_source, offline=self.offline, cache=self.workspace.models)
         final = self.checkpoint(BASELINE)
         if not final.exists():
             facts = {"outlier_factor": tiny.OUTLIER_FACTOR} if self.embedded else {"seed": tiny.SPEED_SEED}

@@ -95,6 +95,26 @@ def progress_bar(total: int, what: str, unit: str) -> Iterator[Callable[[int], N
         yield show
 
 
+@contextmanager
+def byte_bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar of bytes; what it gives is called with the bytes that have just moved."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, unit="B", unit_scale=True, file=sys.stdout) as bar:
+
+        def moved(count: int) -> None:
+            bar.update(count)
+
+        yield moved
+
+
+def show_markdown(text: str) -> None:
+    """Text with headings and tables, as a front end shows it."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(text))
+
+
 def wrapped(text: str) -> str:
     """A sentence in lines that fit a notebook's output, which breaks longer ones in the middle of a word."""
     return textwrap.fill(text, OUTPUT_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.errors import CheckFailed, LabError
 from labkit.lab import notebook
-from labkit.lab.binding import BASELINE, Binding
+from labkit.lab.binding import Binding
+from labkit.profiles import BASELINE
 
 if TYPE_CHECKING:
     from labkit.checks import Check
@@ -67,6 +68,14 @@ class Telling(Binding):
     def progress(self, total: int, what: str, unit: str) -> AbstractContextManager[Callable[[int], None]]:
         """A progress bar; what its block gets is called with the number that is done."""
         return notebook.progress_bar(total, what, unit)
+
+    def moving(self, total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
+        """A progress bar of bytes; what its block gets is called with the bytes that have just moved."""
+        return notebook.byte_bar(total, what)
+
+    def read(self, text: str) -> None:
+        """A text in Markdown, as its readers will see it."""
+        notebook.show_markdown(text)
 
     def skip(self, part: str, reason: str) -> None:
         """Says that this machine can't do a part of the lab; it shows in the report with the reason, not as passed."""

@@ -39,7 +39,12 @@ class Lab(Serving, Simulating):
         """Measures what a quantize inside the block takes, and records it once the result is saved."""
         final = self.checkpoint(variant)
         with quantize.quantizing(
-            final, self.base, base_name=self.model_name, variant=variant, log=self.log(variant)
+            final,
+            self.base,
+            base_name=self.model_name,
+            base_source=self.model_source,
+            variant=variant,
+            log=self.log(variant),
         ) as job:
             yield job
         for metric, value, unit in (("seconds", job.wall_seconds, "s"), ("peak_bytes", job.peak_bytes, "bytes")):

@@ -27,13 +27,14 @@ from labkit.numerics.formats import (
     scale_for,
     sqnr_db,
 )
-from labkit.numerics.gptq import gptq, hessian, output_error
+from labkit.numerics.gptq import DAMPENING, gptq, hessian, output_error
 from labkit.numerics.groups import fitting_group, for_each_column, group_scales
 from labkit.numerics.lorc import LowRank, low_rank_correction
 from labkit.numerics.pow2 import Cast, ExponentRounding, Reading, cast_to_fp8, m1, m2
 from labkit.numerics.smoothquant import Smoothed, channel_absmax, smooth, smoothing_scales
 
 __all__ = [
+    "DAMPENING",
     "E2M1",
     "E3M0",
     "E4M3",

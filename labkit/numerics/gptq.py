@@ -31,6 +31,8 @@ from torch import Tensor
 from labkit.errors import DataError, UsageError
 from labkit.numerics.formats import Format, dequantize, quantize
 
+DAMPENING = 0.01  # the paper's
+
 
 def hessian(x: Tensor) -> Tensor:
     """H = 2/N · X Xᵀ of a layer's inputs, float32 [d, d]; the factor 2/N changes no result.
@@ -47,7 +49,7 @@ def gptq(
     scale: Tensor,
     fmt: Format,
     *,
-    dampening_frac: float = 0.01,
+    dampening_frac: float = DAMPENING,
     block_size: int = 128,
 ) -> Tensor:
     """The grid points of W chosen by GPTQ, columns from left to right; `dequantize(Q, scale)` gives Ŵ.

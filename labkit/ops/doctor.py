@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from labkit.ops.lock import LockState, lock_state
 from labkit.ops.notebooks import Lab
 from labkit.ops.outlook import ModelState, Outlook, Resources, common_lacks, model_state, outlooks
+from labkit.ops.provision import data_lacks
 from labkit.ops.text import size, table
 from labkit.profiles import Profile
+from labkit.transfer import is_address
 
 if TYPE_CHECKING:
     from labkit.hardware import Capability, Machine
@@ -50,8 +52,8 @@ class Diagnosis:
         return {**plain, "all_labs_run": self.all_labs_run}
 
 
-def diagnose(labs: Sequence[Lab], profile: Profile, model: str, workspace: Path) -> Diagnosis:
-    """Examines this machine for running `labs` with a profile and a model; starts no engine and loads no weights."""
+def diagnose(labs: Sequence[Lab], profile: Profile, model: str, workspace: Path, data: str = "") -> Diagnosis:
+    """Examines this machine for running `labs` with a profile, a model and data; starts no engine, loads no weights."""
     import psutil
 
     from labkit.hardware import SCHEMES, capability, engine_build, stack_versions, this_machine
@@ -66,6 +68,10 @@ def diagnose(labs: Sequence[Lab], profile: Profile, model: str, workspace: Path)
         engine=engine,
     )
     common = tuple(common_lacks(labs, profile, state, here, lock.missing))
+    if data and profile.needs_network:
+        common += tuple(data_lacks(profile, data))
+    if state.unreachable and profile.needs_network and not is_address(state.name):
+        common += (f"where there is a network: labkit fetch --profile {profile.name} FOLDER, and bring that here",)
     return Diagnosis(
         machine=machine,
         available_bytes=psutil.virtual_memory().available,

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.errors import LabError
 from labkit.ops.notebooks import Lab
 from labkit.ops.runner import blocked_by_machine
 from labkit.profiles import EMBEDDED, Profile
+from labkit.transfer import is_address, parse, peek
 
 # What a lab takes beside its model: a kernel and an engine with their libraries; logs and samples,
 # and lab 04's own model with its variants. Estimates, rounded up: the doctor would rather warn too early.
@@ -53,6 +55,14 @@ def model_state(model: str) -> ModelState:
     if model == EMBEDDED:
         return ModelState(model, 0)
     folder = Path(model).expanduser()
+    if is_address(model):
+        from labkit.checkpoint import wanted
+
+        try:
+            read = peek(parse(model), "config.json", keep=wanted)
+            return ModelState(model, bf16_bytes(json.loads(read)))
+        except (LabError, ValueError) as error:
+            return ModelState(model, 0, f"{model} can't be brought: {' '.join(str(error).split())[:300]}")
     if folder.is_dir():
         config = folder / "config.json"
         if not config.is_file():

@@ -7,10 +7,8 @@ from typing import Any
 
 from labkit.errors import UsageError
 from labkit.ops.notebooks import Lab
-from labkit.profiles import EMBEDDED, Profile
+from labkit.profiles import BASELINE, EMBEDDED, Profile
 from labkit.workspace import MANIFEST, Workspace, read_manifest
-
-BASELINE = "bf16"
 
 
 def select_labs(labs: Sequence[Lab], wanted: Sequence[str]) -> tuple[Lab, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from labkit.errors import UsageError
 from labkit.ops.notebooks import Lab, find_labs, find_notebooks, parse_parameters
 from labkit.ops.plan import has_results, select_labs, with_needed
 from labkit.profiles import EMBEDDED, Parameters, Profile, get_profile
+from labkit.transfer import is_address
 from labkit.workspace import Workspace, find_workspace
 
 DEFAULT_TIMEOUT_SECONDS = 2 * 3600.0  # for one whole lab: a 7B model's longest lab with room to spare
@@ -62,9 +62,11 @@ def prepare(request: Request, notebooks: Path | None = None) -> Prepared:
     plan = with_needed(labs, chosen, lambda lab: has_results(lab, workspace, profile, model))
     values = parse_parameters(plan, pairs)
     named = Parameters(**{name: values[name] for name in ("model", "data", "limit") if name in values}).resolved()
-    if named.data and "://" not in named.data and not Path(named.data).expanduser().is_dir():
+    if named.data and not is_address(named.data) and not Path(named.data).expanduser().is_dir():
         raise UsageError(f"data is {named.data!r}, which is no folder", fix="give the folder that holds the data files")
     values.update({name: absolute(values[name]) for name in ("model", "data") if values.get(name)})
+    if values.get("target"):
+        values["target"] = absolute_target(values["target"])
     output = Path(request.output).expanduser().absolute() if request.output else None
     if output and output.exists() and not output.is_dir():
         raise UsageError(f"the output {output} is not a folder", fix="name a folder, or one that does not exist yet")
@@ -81,7 +83,12 @@ def _single(name: str, option: str, pairs: Sequence[tuple[str, str]]) -> str:
 
 def absolute(value: str) -> str:
     """A relative path that exists from here, as one that also means the same in the labs' folder."""
-    if value in ("", EMBEDDED) or re.match(r"\w+://", value):
+    if value in ("", EMBEDDED) or is_address(value):
         return value
     path = Path(value).expanduser()
     return str(path.absolute()) if path.exists() else value
+
+
+def absolute_target(value: str) -> str:
+    """A place to publish to: an address as it is, a folder (it need not exist yet) counted from here."""
+    return value if is_address(value) else str(Path(value).expanduser().absolute())

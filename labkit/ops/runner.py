@@ -22,7 +22,7 @@ from labkit.ops.headline import lab_figure, run_headlines, scores
 from labkit.ops.labprocess import RunningLab, Setup, write_kernel
 from labkit.ops.notebooks import Lab
 from labkit.ops.plan import values_for
-from labkit.ops.prepare import Prepared, absolute
+from labkit.ops.prepare import Prepared, absolute, absolute_target
 from labkit.ops.records import LabResult, RunReport
 from labkit.ops.report import write_report
 from labkit.ops.signals import StopSignals
@@ -199,6 +199,8 @@ def _run_id() -> str:
 def _environment(prepared: Prepared, run: str, scratch: Path) -> dict[str, str]:
     """What every lab of the run finds in its environment."""
     named = {name: absolute(os.environ[name]) for name in ("LABKIT_MODEL", "LABKIT_DATA") if os.environ.get(name)}
+    if target := os.environ.get("LABKIT_TARGET"):
+        named["LABKIT_TARGET"] = absolute_target(target)
     kernels = [str(write_kernel(scratch)), os.environ.get("JUPYTER_PATH", "")]
     return {
         **named,

@@ -14,17 +14,23 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from labkit import hardware, processes
+from labkit import checkpoint, hardware, processes
 from labkit.errors import UsageError
 from labkit.profiles import Profile
 from labkit.serving import KEY_VARIABLE, Server, compiling, serve
+from labkit.transfer import is_address
 from labkit.workspace import Workspace
 
 LOOK_SECONDS = 0.5
 
 
 def find_checkpoint(named: str, workspace: Workspace) -> Path:
-    """A folder, or the name of one in the workspace's `checkpoints/`; raises UsageError if it is neither."""
+    """A folder, the name of one in the workspace's `checkpoints/`, or one that is brought here by its address.
+
+    Raises UsageError if it is none of them.
+    """
+    if is_address(named):
+        return checkpoint.resolve_model(named, offline=False, cache=workspace.models)
     for folder in (Path(named).expanduser(), workspace.checkpoints / named):
         if (folder / "config.json").is_file():
             return folder.absolute()

@@ -39,7 +39,7 @@ def held_out_rows(text: HeldOut, tokenizer: Any, *, data: str = "", seed: int = 
     else:
         raise DataError(
             f"the text {text.name} comes from no hub",
-            why="its licence does not let it be copied, or nobody keeps it there",
+            why="the profile names no place for it",
             fix=f"give a local folder: data = FOLDER with {text.data_files[0]}.jsonl, .parquet or .txt in it",
         )
     documents = [found[index] for index in range(min(text.documents or len(found), len(found)))]

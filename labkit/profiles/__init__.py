@@ -10,9 +10,20 @@ import os
 
 from labkit.errors import UsageError
 from labkit.profiles.parameters import Parameters
-from labkit.profiles.shapes import Calibration, Engine, HeldOut, Profile, Serving, Simulation, Task, TaskKind
+from labkit.profiles.shapes import (
+    BASELINE,
+    Calibration,
+    Engine,
+    HeldOut,
+    Profile,
+    Serving,
+    Simulation,
+    Task,
+    TaskKind,
+)
 
 __all__ = [
+    "BASELINE",
     "EMBEDDED",
     "PROFILES",
     "SPEED",
@@ -53,6 +64,7 @@ TINY = Profile(
         texts=(HeldOut("stories", "tiny", rows=64, length=256), HeldOut("problems", "tiny", rows=64, length=256)),
         rows=128,
         limit=100,
+        dampening_frac=0.01,
     ),
 )
 
@@ -124,6 +136,7 @@ WORKBENCH = Profile(
         ),
         rows=128,
         limit=50,
+        dampening_frac=0.01,
     ),
     needs_network=True,
 )

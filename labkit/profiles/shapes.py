@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+BASELINE = "bf16"  # the variant that is the base model itself
+
 TaskKind = Literal["accuracy", "perplexity"]
 
 
@@ -69,7 +71,7 @@ class Simulation:
     texts: tuple[HeldOut, ...]
     rows: int
     limit: int
-    dampening_frac: float = 0.01
+    dampening_frac: float
 
     def with_limit(self, limit: int) -> Simulation:
         """The same with at most `limit` rows of each kind."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from labkit.errors import DataError, UsageError
 from labkit.numerics import (
+    DAMPENING,
     LowRank,
     dequantize,
     fitting_group,
@@ -38,6 +39,7 @@ from labkit.simulation.scheme import BLOCK_ROWS, METHODS, Applied, Method, Schem
 
 SCALE_BYTES = 2  # a real scale is kept in BF16
 EXPONENT_BYTES = 1  # a power of two needs its exponent only
+PLAIN = Applied(Scheme(), "rtn", 0, 0.0, ())  # the model as it came
 
 
 class Simulation:
@@ -50,7 +52,7 @@ class Simulation:
         for name, linear in self.linears.items():
             model.set_submodule(name, linear)
         self.original = {name: linear.weight.detach().cpu().clone() for name, linear in self.linears.items()}
-        self.applied = Applied(Scheme(), "rtn", 0, 0.0, ())
+        self.applied = PLAIN
         self._rounded: Any = None  # what the weights are now: (weights, method, rows, dampening), None for W itself
         self._corrections: dict[str, LowRank] = {}
 
@@ -60,13 +62,13 @@ class Simulation:
         *,
         method: Method = "rtn",
         rows: Sequence[Sequence[int]] = (),
-        dampening_frac: float = 0.01,
+        dampening_frac: float = DAMPENING,
     ) -> None:
         """Lets the model compute by a scheme from now on. Weights are rounded again only if they are to be others.
 
         method: how weights are rounded; gptq wants `rows`, token ids to calibrate on, and takes `dampening_frac`
-        (`numerics.gptq`). Errors: UsageError for an unknown
-        method, GPTQ without rows or a rank that a layer has not; DataError naming the layer that can't be rounded.
+        (`numerics.gptq`). Errors: UsageError for an unknown method, GPTQ without rows or a rank that a layer has not;
+        DataError naming the layer that can't be rounded.
         """
         if method not in METHODS:
             raise UsageError(f"method is {method!r}", fix=f"use one of {', '.join(METHODS)}")
@@ -136,7 +138,7 @@ class Simulation:
             linear.activations = linear.correction = None
         self._corrections.clear()
         self._rounded = None
-        self.applied = Applied(Scheme(), "rtn", 0, 0.0, ())
+        self.applied = PLAIN
 
     def _round(
         self, weights: Weights | None, method: Method, rows: Sequence[Sequence[int]], dampening_frac: float

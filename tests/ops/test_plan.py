@@ -175,6 +175,19 @@ def test_a_relative_folder_means_the_same_in_the_labs_folder(
     assert prepared.parameters == {"model": str(tmp_path / "models" / "mine"), "data": str(tmp_path / "data")}
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("published/mine", "{here}/published/mine"), ("s3://bucket/mine", "s3://bucket/mine"), ("hub:me/it", "hub:me/it")],
+)
+def test_a_target_folder_is_counted_from_where_the_command_stands(
+    given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lab(tmp_path / "notebooks", "07_publish", parameters='profile = ""\nworkspace = ""\ntarget = ""')
+    monkeypatch.chdir(tmp_path)
+    prepared = prepare(Request(("07",), parameters=(("target", given),)), tmp_path / "notebooks")
+    assert prepared.parameters["target"] == meant.format(here=tmp_path)
+
+
 def test_the_embedded_model_is_not_taken_for_a_folder_of_its_name(
     notebooks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,17 @@
+"""The commands of the command line, by name."""
+
+from labkit.ops.commands.command import Command
+from labkit.ops.commands.moving import FETCH, PUBLISH
+from labkit.ops.commands.running import LABS, RUN
+from labkit.ops.commands.serving import SERVE
+from labkit.ops.commands.showing import DOCTOR, RESULTS
+
+COMMANDS: dict[str, Command] = {
+    "run": RUN,
+    "results": RESULTS,
+    "doctor": DOCTOR,
+    "labs": LABS,
+    "serve": SERVE,
+    "publish": PUBLISH,
+    "fetch": FETCH,
+}
