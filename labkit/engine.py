@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit import processes
+from labkit import hardware, processes
 from labkit.errors import CheckpointError, ProcessFailed, UsageError
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ def engine_env(engine: Engine, offline: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
+    if engine.enforce_eager and hardware.engine_build() == "cpu":
+        # "Eager" spares the model from torch.compile, and not vLLM's helpers: the first prompt log-probability waited
+        # 24 s for the ranks of its tokens to be compiled, in every process anew.
+        env["TORCHDYNAMO_DISABLE"] = "1"
     if offline:
         env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     return env
