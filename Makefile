@@ -26,9 +26,11 @@ LOCKS := $(if $(filter cpu,$(LOCK)),requirements/torch-cpu.txt) requirements/$(L
 # environment; another pyproject.toml only labkit.
 key = $(shell { pwd; cat $(1); } | sha256sum | cut -c1-16)
 INSTALLED := $(VENV)/.installed-$(LOCK)-$(call key,$(LOCKS))
+KFP := .venv-kfp
+KFP_READY := $(KFP)/.ready-$(call key,requirements/kfp.txt)
 READY := $(VENV)/.ready-$(call key,$(LOCKS) pyproject.toml)
 
-.PHONY: help setup labs lab test test-all lint lock bench figures clean
+.PHONY: help setup kfp labs lab test test-all lint lock bench figures clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name what; do
@@ -38,16 +40,19 @@ help: ## list the targets
 setup: $(READY) ## make .venv from the lock, and put labkit into it
 	@:
 
-labs: $(READY) ## run all labs, print the table and the path of the report
+kfp: $(KFP_READY) ## make .venv-kfp, for the pipeline of lab 08, from its lock
+	@:
+
+labs: $(READY) $(KFP_READY) ## run all labs, print the table and the path of the report
 	@$(BIN)/labkit run $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
 
-lab: $(READY) ## open JupyterLab at the first lab
+lab: $(READY) $(KFP_READY) ## open JupyterLab at the first lab
 	@$(if $(PROFILE),LABKIT_PROFILE=$(PROFILE)) $(BIN)/jupyter lab $(ARGS) notebooks/00_start_here.ipynb
 
-test: $(READY) ## run the tests of CI's tier
+test: $(READY) $(KFP_READY) ## run the tests of CI's tier
 	@$(BIN)/python -m pytest -m "not long" $(ARGS)
 
-test-all: $(READY) ## run all tests, the long tier too
+test-all: $(READY) $(KFP_READY) ## run all tests, the long tier too
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(READY) ## ruff (lint and format, notebooks too) and mypy
@@ -58,7 +63,7 @@ lint: $(READY) ## ruff (lint and format, notebooks too) and mypy
 lock: $(READY) ## compile the locks from pyproject.toml (ARGS=--upgrade for newer versions)
 	@$(BIN)/python -m tools.lock --torch-index $(TORCH_CPU_INDEX) $(ARGS)
 
-bench: $(READY) ## measure speed and memory against what labkit replaces
+bench: $(READY) $(KFP_READY) ## measure speed and memory against what labkit replaces
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 figures: $(READY) ## write the last run's times and figures into the notebooks' headers and the README
@@ -66,8 +71,8 @@ figures: $(READY) ## write the last run's times and figures into the notebooks' 
 	$(BIN)/python -m tools.readme_tables $(ARGS)
 	$(BIN)/python -m tools.picture
 
-clean: ## remove .venv, workspace/, caches and build products
-	@rm -rf $(VENV) workspace build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove .venv, .venv-kfp, workspace/, caches and build products
+	@rm -rf $(VENV) $(KFP) workspace build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -type d '(' -name __pycache__ -o -name .ipynb_checkpoints ')' -prune -exec rm -rf '{}' +
 
 $(INSTALLED):
@@ -106,3 +111,10 @@ $(READY): $(INSTALLED)
 	$(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps --no-build-isolation -e .
 	touch $@
 	echo "Ready: $(VENV)"
+
+$(KFP_READY): $(READY) requirements/kfp.txt
+	@echo "Making $(KFP) from requirements/kfp.txt (half a minute, once)"
+	rm -f $(KFP)/.ready-*
+	$(BIN)/python -m venv --clear $(KFP)
+	$(KFP)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r requirements/kfp.txt
+	touch $@

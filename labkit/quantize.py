@@ -78,6 +78,10 @@ class Job:
         self._models.append(model)
         return model
 
+    def also(self, messages: Sequence[str]) -> None:
+        """Takes in what llm-compressor logged in other processes of the same quantize."""
+        self._chatter.messages.extend(messages)
+
     def save(self, model: Any, calibration: CalibrationSet | None = None, **facts: Any) -> None:
         """Saves the quantized model and its tokenizer to `final`, atomically, and stops the clock.
 

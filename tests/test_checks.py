@@ -101,6 +101,17 @@ PAIRS: dict[str, tuple[Callable[[], Check], Callable[[], Check]]] = {
         lambda: checks.server_accepts([Finding("warning", "no chat template", "")]),
         lambda: checks.server_accepts([Finding("error", "actorder is static", "set actorder=None")]),
     ),
+    "as good as alone": (lambda: checks.as_good_as_alone(0.010, 0.011), lambda: checks.as_good_as_alone(0.010, 0.013)),
+    "judge waits for all": (
+        lambda: checks.judge_waits_for_all({"plan": (), "evaluate": ("plan",), "compare": ("evaluate",)}),
+        lambda: checks.judge_waits_for_all({"plan": (), "evaluate": ("plan",), "compare": ("plan",)}),
+    ),
+    "only the judge failed": (
+        lambda: checks.only_the_judge_failed(("compare",), "Lost: ..."),
+        lambda: checks.only_the_judge_failed(("evaluate",), "no memory"),
+    ),
+    "pipeline is green": (lambda: checks.is_green((), ""), lambda: checks.is_green(("compare",), "Lost: ...")),
+    "pipeline is red": (lambda: checks.is_red(("compare",), "Lost: ..."), lambda: checks.is_red((), "")),
     "holds": (lambda: checks.holds(GOOD, "x"), lambda: checks.holds(COLLAPSED, "x")),
     "collapses": (lambda: checks.collapses(COLLAPSED, "x"), lambda: checks.collapses(GOOD, "x")),
     "outliers found": (

@@ -159,6 +159,7 @@ def test_the_vocabulary_of_the_notebooks_is_pinned() -> None:
         "memory",
         "numerics",
         "open_lab",
+        "pipeline",
         "publish",
         "serving",
         "simulation",

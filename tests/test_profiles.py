@@ -86,3 +86,15 @@ def test_a_limit_that_is_no_number_of_rows_is_refused(limit) -> None:
 def test_a_parameter_that_is_not_text_is_refused_by_name(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is 7"):
         Parameters(**{name: 7}).resolved()
+
+
+def test_gpus_are_counted_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LABKIT_TENSOR_PARALLEL", raising=False)
+    assert get_profile("workbench") == WORKBENCH
+    monkeypatch.setenv("LABKIT_TENSOR_PARALLEL", "2")
+    monkeypatch.setenv("LABKIT_DATA_PARALLEL", "4")
+    found = get_profile("workbench")
+    assert (found.engine.tensor_parallel, found.data_parallel) == (2, 4)
+    monkeypatch.setenv("LABKIT_DATA_PARALLEL", "all")
+    with pytest.raises(UsageError, match="LABKIT_DATA_PARALLEL is 'all'"):
+        get_profile("workbench")

@@ -25,6 +25,7 @@ MARKS = ("gpu", "hub", "s3", "conda", "cluster")
 
 # The list: every command of a fenced `sh` block, and the test that runs it, or the marks it carries instead.
 HERE = "tests/test_readme.py::test_the_command_runs_as_the_readme_says"
+STEPS = "tests/pipeline/test_steps.py::test_three_machines_share_nothing_but_a_bucket"
 PUBLISH = "tests/transfer/test_labs.py::test_a_labs_checkpoint_goes_out_and_comes_back_identical"
 COMMANDS = {
     "make labs": "tests/test_setup.py::test_make_labs_on_a_fresh_clone_sets_up_and_passes_every_lab",
@@ -41,6 +42,14 @@ COMMANDS = {
     "labkit publish fp8-dynamic hub:OWNER/NAME": "[hub]",
     "labkit fetch --profile workbench everything": "[hub]",
     "labkit run --profile workbench -p model everything/model -p data everything/data": "[gpu]",
+    "labkit quantize fp8-dynamic --store store": STEPS,
+    "labkit evaluate fp8-dynamic --store store": STEPS,
+    "labkit evaluate bf16 --store store": STEPS,
+    "labkit compare fp8-dynamic --store store": STEPS,
+    "make kfp": "tests/pipeline/test_definition.py::test_kfp_itself_reads_it_back",
+    "labkit pipeline compile build/pipeline.yaml --memory 64Gi --secret my-data-connection": HERE,
+    "labkit pipeline run --local": "tests/pipeline/test_steps.py::test_the_command_runs_the_pipeline_here",
+    "labkit pipeline submit --endpoint https://HOST --profile workbench --store s3://BUCKET/PREFIX": "[cluster]",
     "papermill notebooks/00_start_here.ipynb executed.ipynb -p profile tiny": HERE,
     "make labs PROFILE=workbench": "[gpu] [hub]",
     "PIP_NO_DEPS=1 conda env create -f environment.yml": "[conda] [gpu]",

@@ -2,7 +2,8 @@
 
 A lock holds every package of the environment, exact and hashed, for Linux on x86-64 and Python 3.11. What is locked
 already stays as it is unless pyproject.toml forbids it; `--upgrade` takes the newest instead. torch's CPU wheel has a
-lock of its own: it comes from another place than the rest, and one pip command checks all hashes or none.
+lock of its own: it comes from another place than the rest, and one pip command checks all hashes or none. The pipeline
+has one too, for an environment of its own, from `requirements/kfp.in`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ ROOT = Path(__file__).parents[1]
 FOLDER = Path("requirements")
 TORCH_CPU = FOLDER / "torch-cpu.txt"
 ENTRY = re.compile(r"^[A-Za-z0-9].*?(?=^[A-Za-z0-9]|\Z)", re.MULTILINE | re.DOTALL)
+KFP_WANTED = FOLDER / "kfp.in"
 COMMON = (
     "--python-version=3.11 --python-platform=x86_64-manylinux_2_28 --generate-hashes --no-header --no-annotate "
-    "--no-emit-index-url --no-emit-find-links --quiet --extra=dev"
+    "--no-emit-index-url --no-emit-find-links --quiet"
 )
 
 
@@ -31,18 +33,25 @@ def entries(text: str) -> list[str]:
     return [entry.rstrip() + "\n" for entry in ENTRY.findall(text)]
 
 
-def compile_lock(extra: str, override: str, old: str, options: Sequence[str]) -> str:
-    """One complete lock; `old` is the lock so far, whose versions are kept where they still fit.
+def compile_lock(source: Path, old: str, options: Sequence[str]) -> str:
+    """One complete lock of `source`; `old` is the lock so far, whose versions are kept where they still fit.
 
     Raises subprocess.CalledProcessError, with uv's words in `stderr`, when there is no solution or no index answers.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "lock.txt"
         out.write_text(old)
-        fixed = ["pyproject.toml", f"--extra={extra}", f"--override={FOLDER / override}", f"--output-file={out}"]
-        command = [sys.executable, "-m", "uv", "pip", "compile", *fixed, *COMMON.split(), *options]
+        fixed = [str(source), f"--output-file={out}", *COMMON.split()]
+        command = [sys.executable, "-m", "uv", "pip", "compile", *fixed, *options]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         return out.read_text()
+
+
+def compile_labs(extra: str, override: str, old: str, options: Sequence[str]) -> str:
+    """The lock of the labs' own environment, with what the tests need."""
+    return compile_lock(
+        Path("pyproject.toml"), old, ["--extra=dev", f"--extra={extra}", f"--override={FOLDER / override}", *options]
+    )
 
 
 def wheel_places(torch_index: str) -> list[str]:
@@ -58,7 +67,7 @@ def compile_cpu(old: str, options: Sequence[str], places: Sequence[str]) -> str:
     failure: subprocess.CalledProcessError | None = None
     for place in places:
         try:
-            return compile_lock("cpu", "overrides-cpu.txt", old, [*options, f"--find-links={place}"])
+            return compile_labs("cpu", "overrides-cpu.txt", old, [*options, f"--find-links={place}"])
         except subprocess.CalledProcessError as error:
             failure = error
     raise failure or SystemExit("torch's CPU wheel: no place to look for it; give --torch-index")
@@ -66,14 +75,15 @@ def compile_cpu(old: str, options: Sequence[str], places: Sequence[str]) -> str:
 
 def all_locks(options: Sequence[str], torch_index: str) -> dict[Path, str]:
     """The text of each lock as it should be now."""
-    old = {name: (ROOT / FOLDER / f"{name}.txt").read_text() for name in ("cpu", "gpu", "torch-cpu")}
+    old = {name: (ROOT / FOLDER / f"{name}.txt").read_text() for name in ("cpu", "gpu", "torch-cpu", "kfp")}
     cpu = compile_cpu(old["torch-cpu"] + old["cpu"], options, wheel_places(torch_index))
     torch = [entry for entry in entries(cpu) if entry.startswith("torch==")]
     rest = [entry for entry in entries(cpu) if not entry.startswith("torch==")]
     return {
-        FOLDER / "gpu.txt": "".join(entries(compile_lock("gpu", "overrides.txt", old["gpu"], options))),
+        FOLDER / "gpu.txt": "".join(entries(compile_labs("gpu", "overrides.txt", old["gpu"], options))),
         FOLDER / "cpu.txt": "".join(rest),
         TORCH_CPU: "".join(torch),
+        FOLDER / "kfp.txt": "".join(entries(compile_lock(KFP_WANTED, old["kfp"], options))),
     }
 
 

@@ -8,6 +8,7 @@ fails. The functions here only judge; `Lab.check` prints the judgement and stops
 
 from labkit.checks.exercises import answer_is, choice_is
 from labkit.checks.judging import Check, expectation, invariant
+from labkit.checks.piped import as_good_as_alone, is_green, is_red, judge_waits_for_all, only_the_judge_failed
 from labkit.checks.published import card_is_backed, is_refused, is_whole_there, same_contents
 from labkit.checks.quantized import (
     bytes_as_predicted,
@@ -46,6 +47,7 @@ __all__ = [
     "all_answered",
     "answer_is",
     "answers_alike",
+    "as_good_as_alone",
     "as_the_matrix_says",
     "bits_are_equal",
     "bytes_as_predicted",
@@ -59,14 +61,18 @@ __all__ = [
     "grid_is_whole",
     "holds",
     "invariant",
+    "is_green",
+    "is_red",
     "is_refused",
     "is_repeated",
     "is_whole_there",
+    "judge_waits_for_all",
     "layers_have_scheme",
     "less_is_better",
     "loads_are_whole",
     "memory_came_back",
     "never_grows",
+    "only_the_judge_failed",
     "outliers_found",
     "reload_is_equal",
     "rises_first",

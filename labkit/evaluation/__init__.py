@@ -10,7 +10,7 @@ nothing silently, and keeps what came out.
 
 from labkit.evaluation.command import command_line
 from labkit.evaluation.loaded import evaluate_loaded
-from labkit.evaluation.request import Evaluation, Request, Sample, load_evaluation, load_samples
+from labkit.evaluation.request import Evaluation, Request, Sample, load_evaluation, load_samples, save_evaluation
 from labkit.evaluation.run import evaluate
 from labkit.evaluation.tasks import (
     TaskFiles,
@@ -33,6 +33,7 @@ __all__ = [
     "hub_source",
     "load_evaluation",
     "load_samples",
+    "save_evaluation",
     "sentence_splitter",
     "split_wikitext",
     "task_files",

@@ -132,6 +132,7 @@ def load(job: dict[str, Any], request: dict[str, Any]) -> Any:
         prefix_token_id=prefix,
         batch_size="auto",
         kv_cache_dtype=request["kv_cache_dtype"],
+        tensor_parallel_size=engine["tensor_parallel"],
         **memory,
     )
 

@@ -25,6 +25,8 @@ def command_line(request: Request, engine: Engine, seed: int = 0) -> str:
         "enforce_eager": str(engine.enforce_eager),
         "add_bos_token": str(request.adds_bos),
     }
+    if engine.tensor_parallel > 1:
+        model["tensor_parallel_size"] = str(engine.tensor_parallel)
     if request.kv_cache_dtype != "auto":
         model["kv_cache_dtype"] = request.kv_cache_dtype
     options = [

@@ -7,6 +7,7 @@ Functions draw what they are given and compute nothing that a reader might want 
 from labkit.figures.charts import bars, curve, intervals
 from labkit.figures.drawing import Figure
 from labkit.figures.formats import channel_maxima, number_lines, rounding_errors
+from labkit.figures.graph import graph
 from labkit.figures.results import recoveries, scoreboard
 from labkit.figures.serving import crossover
 from labkit.figures.simulated import ratios
@@ -17,6 +18,7 @@ __all__ = [
     "channel_maxima",
     "crossover",
     "curve",
+    "graph",
     "intervals",
     "number_lines",
     "ratios",

@@ -118,6 +118,7 @@ class Lab(Serving, Simulating):
             "questions": list(questions),
             "max_model_len": model_length(folder, engine),
             "enforce_eager": engine.enforce_eager,
+            "tensor_parallel_size": engine.tensor_parallel,
             **more,
         }
         return run_script(

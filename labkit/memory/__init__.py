@@ -10,7 +10,7 @@ from labkit.memory.activations import (
     claimed_activation_bytes,
     kv_cache_bytes,
 )
-from labkit.memory.config import QWEN_7B
+from labkit.memory.config import QWEN_7B, QWEN_72B
 from labkit.memory.measure import (
     Peak,
     Released,
@@ -21,11 +21,12 @@ from labkit.memory.measure import (
     release,
     return_free_memory,
 )
-from labkit.memory.predict import WeightBytes, weight_bytes
+from labkit.memory.predict import WeightBytes, gpus_needed, weight_bytes
 from labkit.memory.trim import trimmed
 
 __all__ = [
     "QWEN_7B",
+    "QWEN_72B",
     "ActivationBytes",
     "Peak",
     "Released",
@@ -34,6 +35,7 @@ __all__ = [
     "activation_parts",
     "claimed_activation_bytes",
     "device_bytes",
+    "gpus_needed",
     "kv_cache_bytes",
     "measure_forward",
     "peak",

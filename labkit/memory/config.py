@@ -32,6 +32,16 @@ QWEN_7B: dict[str, Any] = {
     "dtype": "bfloat16",
 }
 
+# And Qwen2.5-72B-Instruct, which no single GPU holds in BF16.
+QWEN_72B: dict[str, Any] = {
+    **QWEN_7B,
+    "hidden_size": 8192,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "intermediate_size": 29568,
+}
+
 
 def read_config(config: Config) -> dict[str, Any]:
     """A config as plain data, from a dict, a transformers config, a config.json or a folder that holds one.

@@ -125,6 +125,17 @@ def weight_bytes(
     return WeightBytes(sums["embedding"], sums["lm_head"], sums["linear"], sums["scales"], sums["other"])
 
 
+def gpus_needed(weight_bytes: float, usable_bytes: float) -> int:
+    """The fewest GPUs that hold the weights between them, of `usable_bytes` each: 1, 2, 4, 8, ...
+
+    A power of two, because tensor parallelism gives each GPU as many attention heads as the others.
+    """
+    count = 1
+    while count * usable_bytes < weight_bytes:
+        count *= 2
+    return count
+
+
 def _quantized(shape: tuple[int, ...], scheme: Scheme, group_size: int, symmetric: bool) -> tuple[int, int]:
     """Bytes of a linear layer's weight [rows, columns] and of what must be stored beside it to read it."""
     rows, columns = shape

@@ -66,6 +66,7 @@ def diagnose(labs: Sequence[Lab], profile: Profile, model: str, workspace: Path,
         memory_bytes=machine.memory_bytes,
         gpu_memory_bytes=max((gpu.memory_bytes for gpu in machine.gpus), default=0),
         engine=engine,
+        gpus=len(machine.gpus),
     )
     common = tuple(common_lacks(labs, profile, state, here, lock.missing))
     if data and profile.needs_network:

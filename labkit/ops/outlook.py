@@ -11,7 +11,7 @@ from typing import Any
 from labkit.errors import LabError
 from labkit.ops.notebooks import Lab
 from labkit.ops.runner import blocked_by_machine
-from labkit.profiles import EMBEDDED, Profile
+from labkit.profiles import EMBEDDED, Engine, Profile
 from labkit.transfer import is_address, parse, peek
 
 # What a lab takes beside its model: a kernel and an engine with their libraries; logs and samples,
@@ -30,6 +30,7 @@ class Resources:
     memory_bytes: int
     gpu_memory_bytes: int  # of the largest GPU; 0 without one
     engine: str  # the installed build: cpu, cuda, rocm, none
+    gpus: int = 1  # how many there are; taken to be alike
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,26 @@ def common_lacks(
     memory = LIBRARY_BYTES + model.weight_bytes + (0 if on_gpu else profile.engine.kv_cache_gib * 2**30)
     if here.memory_bytes < memory:
         lacks.append(f"memory: {_gb(here.memory_bytes)}, needed about {_gb(memory)}")
-    usable = here.gpu_memory_bytes * profile.engine.gpu_memory_utilization
-    if on_gpu and usable < model.weight_bytes:
-        lacks.append(
-            f"GPU memory that the engine may use: {_gb(usable)}, the BF16 weights alone: {_gb(model.weight_bytes)}"
-        )
+    if on_gpu:
+        lacks += gpu_lacks(profile.engine, model, here)
     return lacks
+
+
+def gpu_lacks(engine: Engine, model: ModelState, here: Resources) -> list[str]:
+    """Whether the baseline, the largest of all variants, fits on the GPUs that the engine is to use."""
+    from labkit.memory import gpus_needed
+
+    split, one = engine.tensor_parallel, here.gpu_memory_bytes * engine.gpu_memory_utilization
+    if split > here.gpus:
+        return [f"GPUs: {here.gpus}, and LABKIT_TENSOR_PARALLEL is {split}"]
+    if split * one >= model.weight_bytes:
+        return []
+    needed = gpus_needed(model.weight_bytes, one)
+    found = f"{_gb(split * one)} on {split} GPU{'s' * (split > 1)}, the BF16 weights alone: {_gb(model.weight_bytes)}"
+    fix = f"this model needs {needed} such GPUs: " + (
+        f"set LABKIT_TENSOR_PARALLEL={needed}" if needed <= here.gpus else f"this machine has {here.gpus}"
+    )
+    return [f"GPU memory that the engine may use: {found}; {fix}"]
 
 
 def _gb(count: float) -> str:

@@ -7,6 +7,7 @@ the usual data sets, from a hub, an own folder, or both. A default that a lab ne
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from labkit.errors import UsageError
 from labkit.profiles.parameters import Parameters
@@ -145,8 +146,23 @@ PROFILES = {profile.name: profile for profile in (TINY, WORKBENCH)}
 
 
 def get_profile(name: str = "") -> Profile:
-    """The profile of that name, else of `LABKIT_PROFILE`, else `tiny`."""
+    """The profile of that name, else of `LABKIT_PROFILE`, else `tiny`.
+
+    `LABKIT_TENSOR_PARALLEL` and `LABKIT_DATA_PARALLEL` say over how many GPUs an engine is split and a calibration
+    shared; `labkit doctor` knows when a model needs them.
+    """
     name = name or os.environ.get("LABKIT_PROFILE", "") or TINY.name
     if name not in PROFILES:
         raise UsageError(f"there is no profile {name!r}", fix=f"choose one of: {', '.join(PROFILES)}")
-    return PROFILES[name]
+    found = PROFILES[name]
+    if given := os.environ.get("LABKIT_TENSOR_PARALLEL"):
+        found = replace(found, engine=replace(found.engine, tensor_parallel=_count("LABKIT_TENSOR_PARALLEL", given)))
+    if given := os.environ.get("LABKIT_DATA_PARALLEL"):
+        found = replace(found, data_parallel=_count("LABKIT_DATA_PARALLEL", given))
+    return found
+
+
+def _count(variable: str, given: str) -> int:
+    if not given.isdecimal() or int(given) < 1:
+        raise UsageError(f"{variable} is {given!r}", fix="give a number of GPUs, 1 or more")
+    return int(given)

@@ -81,13 +81,17 @@ class Simulation:
 
 @dataclass(frozen=True)
 class Engine:
-    """How vLLM is started: `kv_cache_gib` counts on the CPU only, `gpu_memory_utilization` on a GPU only."""
+    """How vLLM is started: `kv_cache_gib` counts on the CPU only, `gpu_memory_utilization` on a GPU only.
+
+    tensor_parallel: over how many GPUs of this node each layer is split.
+    """
 
     max_model_len: int
     kv_cache_gib: float = 2.0
     gpu_memory_utilization: float = 0.85
     enforce_eager: bool = True
     dtype: str = "bfloat16"
+    tensor_parallel: int = 1
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class Profile:
     simulation: Simulation
     seed: int = 0
     needs_network: bool = False
+    data_parallel: int = 1  # processes that share the calibration rows of `labkit quantize`, one on each GPU
 
     @property
     def main_task(self) -> Task:

@@ -209,6 +209,8 @@ def serve_command(checkpoint: Path, name: str, port: int, engine: Engine, option
     command += ["--disable-uvicorn-access-log"]  # a line for each request hides what matters in the log
     if hardware.engine_build() == "cuda":
         command += ["--gpu-memory-utilization", str(engine.gpu_memory_utilization)]
+    if engine.tensor_parallel > 1:
+        command += ["--tensor-parallel-size", str(engine.tensor_parallel)]
     if engine.enforce_eager:
         command += ["--enforce-eager"]
     return [*command, *options]

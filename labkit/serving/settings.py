@@ -34,4 +34,6 @@ def llm_options(engine: Engine, context: int) -> dict[str, Any]:
     options = {"max_model_len": context, "dtype": engine.dtype, "enforce_eager": engine.enforce_eager}
     if hardware.engine_build() == "cuda":
         options["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    if engine.tensor_parallel > 1:
+        options["tensor_parallel_size"] = engine.tensor_parallel
     return options

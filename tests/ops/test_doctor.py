@@ -134,8 +134,14 @@ def test_a_7b_model_fits_a_24_gb_gpu_and_neither_a_laptop_nor_a_16_gb_gpu(labs: 
     assert "memory: 16.0 GB" in common_lacks(labs, WORKBENCH, SEVEN_B, LAPTOP, [])[0]
     small_gpu = replace(WORKSTATION, gpu_memory_bytes=16 * 10**9)
     assert common_lacks(labs, WORKBENCH, SEVEN_B, small_gpu, []) == [
-        "GPU memory that the engine may use: 13.6 GB, the BF16 weights alone: 15.2 GB"
+        "GPU memory that the engine may use: 13.6 GB on 1 GPU, the BF16 weights alone: 15.2 GB; "
+        "this model needs 2 such GPUs: this machine has 1"
     ]
+    (fix,) = common_lacks(labs, WORKBENCH, SEVEN_B, replace(small_gpu, gpus=4), [])
+    assert fix.endswith("this model needs 2 such GPUs: set LABKIT_TENSOR_PARALLEL=2")
+    split = replace(WORKBENCH, engine=replace(WORKBENCH.engine, tensor_parallel=2))
+    assert common_lacks(labs, split, SEVEN_B, replace(small_gpu, gpus=2), []) == []
+    assert common_lacks(labs, split, SEVEN_B, small_gpu, []) == ["GPUs: 1, and LABKIT_TENSOR_PARALLEL is 2"]
 
 
 def test_a_lab_whose_need_will_not_run_will_not_run_either(labs: tuple[Lab, ...]) -> None:

@@ -1,0 +1,144 @@
+"""The labs as a Kubeflow pipeline: quantize and evaluate each variant of each model, then one comparison of all.
+
+Run by the interpreter of `.venv-kfp` (tools.py does that), which has kfp and no labkit; so nothing of labkit is
+imported here, and each component calls labkit's command line with the interpreter `LABKIT_PYTHON`. A component is sent
+to the cluster as the text of its function, so what it needs stands inside of it.
+
+    python definition.py compile FILE SETTINGS             SETTINGS, ARGUMENTS: JSON
+    python definition.py run FOLDER ARGUMENTS SETTINGS     here, with kfp's subprocess runner; its records go to FOLDER
+    python definition.py submit ENDPOINT ARGUMENTS SETTINGS
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from kfp import Client, compiler, dsl, kubernetes, local
+from kfp.dsl import Markdown, Metrics, Output
+
+NAME = "quantize-evaluate-compare"
+KEYS = ("AWS_S3_ENDPOINT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_BUCKET", "AWS_DEFAULT_REGION")
+
+# kfp and nothing else is in the image's own interpreter already; a step installs nothing while it runs
+component = dsl.component(install_kfp_package=False, packages_to_install=[])
+
+
+def plan(models: list[str], schemes: list[str]) -> list[dict[str, str]]:
+    """Every variant of every model, the baseline first: what the fan-out runs over."""
+    return [{"model": model, "variant": variant} for model in models for variant in ["bf16", *schemes]]
+
+
+def quantize(
+    model: str, variant: str, profile: str, data: str, limit: int, store: str, metrics: Output[Metrics]
+) -> str:
+    """Quantizes one variant, and sends the checkpoint to the store."""
+    import json
+    import os
+    import subprocess
+    import tempfile
+
+    labkit = [os.environ.get("LABKIT_PYTHON", "python3"), "-m", "labkit.ops.cli"]
+    asked = ["--profile", profile, "-p", "model", model, "-p", "data", data, "-p", "limit", str(limit)]
+    with tempfile.NamedTemporaryFile() as summary:
+        subprocess.run([*labkit, "quantize", variant, *asked, "--store", store, "--summary", summary.name], check=True)
+        metrics.metadata.update(json.load(summary))
+    return variant
+
+
+def evaluate(
+    model: str, variant: str, profile: str, data: str, limit: int, store: str, metrics: Output[Metrics]
+) -> str:
+    """Scores one variant as it lies in the store, and sends the samples there."""
+    import json
+    import os
+    import subprocess
+    import tempfile
+
+    labkit = [os.environ.get("LABKIT_PYTHON", "python3"), "-m", "labkit.ops.cli"]
+    asked = ["--profile", profile, "-p", "model", model, "-p", "data", data, "-p", "limit", str(limit)]
+    with tempfile.NamedTemporaryFile() as summary:
+        subprocess.run([*labkit, "evaluate", variant, *asked, "--store", store, "--summary", summary.name], check=True)
+        metrics.metadata.update(json.load(summary))
+    return variant
+
+
+def compare(
+    models: list[str], schemes: list[str], profile: str, store: str, evaluated: list[str], report: Output[Markdown]
+) -> None:
+    """Sets every variant against its baseline; fails unless all of them recovered. `evaluated`: what to wait for."""
+    import json
+    import os
+    import subprocess
+    import tempfile
+
+    labkit = [os.environ.get("LABKIT_PYTHON", "python3"), "-m", "labkit.ops.cli"]
+    asked = [word for model in models for word in ("--model", model)]
+    asked += ["--profile", profile, "--store", store, "--report", report.path]
+    with tempfile.NamedTemporaryFile() as summary:
+        subprocess.run([*labkit, "compare", *schemes, *asked, "--summary", summary.name], check=True)
+        report.metadata.update(json.load(summary))
+
+
+def pipeline(
+    image: str, gpus: int = 1, memory: str = "", secret: str = "", parallel: int | None = None
+) -> Callable[..., Any]:
+    """The pipeline for a cluster's settings.
+
+    image: what every step runs in. gpus, memory: what quantizing and evaluating each ask for (`memory` as Kubernetes
+    writes it: 64Gi). secret: the Kubernetes secret with the S3 keys, a workbench's data connection. parallel: how many
+    variants at once, None for as many as the cluster has room for.
+    """
+    stages = {f.__name__: component(f, base_image=image) for f in (plan, quantize, evaluate, compare)}
+
+    def fitted(task: dsl.PipelineTask, heavy: bool = True) -> dsl.PipelineTask:
+        task.set_caching_options(False)  # a step's result lies in the store, where kfp can't see whether it still does
+        if heavy and gpus:
+            task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(gpus)
+            task.set_env_variable("LABKIT_TENSOR_PARALLEL", str(gpus))
+        if heavy and memory:
+            task.set_memory_request(memory).set_memory_limit(memory)
+        if secret:
+            kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in KEYS})
+        return task
+
+    @dsl.pipeline(  # type: ignore[untyped-decorator]
+        name=NAME, description="Quantize models by several schemes, evaluate each, compare with the baseline"
+    )
+    def labs(
+        store: str, models: list[str], schemes: list[str], profile: str = "workbench", data: str = "", limit: int = 0
+    ) -> None:
+        planned = fitted(stages["plan"](models=models, schemes=schemes), heavy=False)
+        with dsl.ParallelFor(planned.output, parallelism=parallel) as item:
+            same = {"model": item.model, "profile": profile, "data": data, "limit": limit, "store": store}
+            made = fitted(stages["quantize"](variant=item.variant, **same))
+            scored = fitted(stages["evaluate"](variant=made.outputs["Output"], **same))
+        every = dsl.Collected(scored.outputs["Output"])
+        fitted(
+            stages["compare"](models=models, schemes=schemes, profile=profile, store=store, evaluated=every),
+            heavy=False,
+        )
+
+    return labs
+
+
+def main(what: str, where: str, *texts: str) -> None:
+    """One of the three commands; see above."""
+    *arguments, settings = (json.loads(text) for text in texts)
+    labs = pipeline(**settings)
+    if what == "compile":
+        compiler.Compiler().compile(labs, where)
+    elif what == "run":
+        local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=where, raise_on_error=True)
+        labs(**arguments[0])
+    else:
+        client = Client(
+            host=where, existing_token=os.environ.get("KFP_TOKEN"), ssl_ca_cert=os.environ.get("KFP_CA_BUNDLE")
+        )
+        started = client.create_run_from_pipeline_func(labs, arguments=arguments[0], enable_caching=False)
+        print(json.dumps({"run": started.run_id, "name": started.run_info.display_name}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

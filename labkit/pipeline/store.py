@@ -1,0 +1,100 @@
+"""What the steps of a pipeline leave for each other, in a bucket or a folder; each with a manifest, whole or not there.
+
+STORE/checkpoints/<model>--<variant>/    quantized models
+STORE/evaluations/<model>--<variant>/    scores with their samples, and of which checkpoint they are
+STORE/comparison/                        every variant against its baseline
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from labkit import checkpoint
+from labkit.errors import CheckpointError, MissingResult
+from labkit.evaluation import Evaluation, load_evaluation, load_samples, save_evaluation
+from labkit.lab import Lab
+from labkit.profiles import BASELINE
+from labkit.transfer import Address, bring_to_cache, bundle, listed, send
+from labkit.workspace import publishing, read_manifest, verify_manifest
+
+
+def place_of(store: Address, kind: str, lab: Lab, variant: str) -> Address:
+    """Where in a store the checkpoint or evaluation of a variant of a lab's model lies."""
+    return store.below(kind).below(f"{lab.model_name}--{variant}")
+
+
+def put_checkpoint(lab: Lab, variant: str, store: Address) -> Address:
+    """Sends a variant's checkpoint from the workspace; returns where it is now."""
+    place = place_of(store, "checkpoints", lab, variant)
+    send(bundle(lab.checkpoint(variant)), place)
+    return place
+
+
+def get_checkpoint(lab: Lab, variant: str, store: Address) -> Path:
+    """The folder of a variant's checkpoint, verified: brought here, or where it is if the store is a folder."""
+    place = place_of(store, "checkpoints", lab, variant)
+    _require(place, f"labkit quantize {variant}")
+    if place.kind != "folder":
+        return checkpoint.resolve_model(str(place), offline=False, cache=lab.workspace.models)
+    verify_manifest(Path(place.name))
+    return Path(place.name)
+
+
+def put_evaluations(lab: Lab, variant: str, done: Sequence[Evaluation], store: Address) -> Address:
+    """Sends scores with their samples, and the identity of the checkpoint that has them."""
+    place = place_of(store, "evaluations", lab, variant)
+    facts = {"model": lab.model_name, "variant": variant, "checkpoint": _identity(lab, variant, store)}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "evaluation"
+        with publishing(folder, **facts) as stage:
+            for e in done:
+                save_evaluation(replace(e, samples=stage / f"{e.request.task.name}.jsonl"), load_samples(e.samples))
+        send(bundle(folder), place)
+    return place
+
+
+def get_evaluations(lab: Lab, variant: str, store: Address) -> dict[str, Evaluation]:
+    """The scores of a variant by task.
+
+    Raises MissingResult if there are none, CheckpointError if the checkpoint has been made again since.
+    """
+    place = place_of(store, "evaluations", lab, variant)
+    again = f"labkit evaluate {variant}"
+    _require(place, again)
+    folder = bring_to_cache(place, lab.workspace.root / "cache" / "evaluations")
+    if read_manifest(folder)["checkpoint"] != _identity(lab, variant, store):
+        raise CheckpointError(
+            f"{place} is of another checkpoint than lies in {place_of(store, 'checkpoints', lab, variant)}",
+            why="the checkpoint was made again since it was evaluated",
+            fix=f"evaluate it again: {again} -p model {lab.model_source} --store {store}",
+        )
+    found = [load_evaluation(path) for path in sorted(folder.glob("*.jsonl"))]
+    return {e.request.task.name: e for e in found}
+
+
+def _identity(lab: Lab, variant: str, store: Address) -> str:
+    """A digest of a checkpoint's files as the store has them; "" for the baseline, which is not in it."""
+    if variant == BASELINE:
+        return ""
+    files = listed(place_of(store, "checkpoints", lab, variant))
+    contents = json.dumps({name: entry.sha256 for name, entry in sorted(files.items())})
+    return hashlib.sha256(contents.encode()).hexdigest()
+
+
+def _require(place: Address, command: str) -> None:
+    try:
+        there = place.kind != "folder" or Path(place.name).is_dir()
+        if there:
+            listed(place)
+        lacks = "" if there else "no folder"
+    except CheckpointError as error:
+        lacks = error.what
+    if lacks:
+        raise MissingResult(
+            f"{place} is not there, or not whole: {lacks}", fix=f"run this first, with the same store: {command}"
+        )

@@ -1,0 +1,280 @@
+"""The pipeline, compiled, run on this machine, or handed to a cluster.
+
+kfp has an interpreter of its own, in `.venv-kfp`: its pins don't go together with the labs'.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from labkit import processes
+from labkit.errors import ProcessFailed, UsageError
+from labkit.transfer import parse, peek
+from labkit.transfer.address import refuse_plain_http
+from labkit.workspace import Workspace
+
+DEFINITION = Path(__file__).with_name("definition.py")
+KFP_VARIABLE = "LABKIT_KFP_PYTHON"
+QUICK_SECONDS, RUN_SECONDS = 300.0, 12 * 3600.0
+HERE = {"image": "python:3.11", "gpus": 0, "parallel": 1}  # one step at a time: they share this machine's memory
+SAID = re.compile(r"^\s*(labkit \w+: .*)$", re.MULTILINE)
+ENDED = re.compile(r"Task '([\w-]+)' finished with status ([A-Z]+)")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+COMPARE = "compare"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a cluster must know. image: with labkit in it, what every step runs in.
+
+    gpus, memory: that quantizing and evaluating ask for, each (`memory` as Kubernetes writes it, "" for no request).
+    secret: the Kubernetes secret that holds the S3 keys; "" for none. parallel: variants at once, None for no bound.
+    """
+
+    image: str
+    gpus: int = 1
+    memory: str = ""
+    secret: str = ""
+    parallel: int | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step that ran. seconds: of its process, from its start; work_seconds: of them, what a lab measures too."""
+
+    step: str
+    model: str
+    variant: str
+    seconds: float
+    work_seconds: float
+
+
+@dataclass(frozen=True)
+class LocalRun:
+    """A pipeline that ran here to its end, green or red.
+
+    steps: those that passed. failed: the names of the others, and said: what labkit said of their failures.
+    comparison: rows as `Compared.facts` gives them, if it came so far.
+    """
+
+    store: str
+    log: Path
+    wall_seconds: float
+    steps: tuple[Step, ...]
+    failed: tuple[str, ...]
+    said: str
+    comparison: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A task of a compiled pipeline. after: the tasks it waits for; loop: the fan-out it is in, "" for none."""
+
+    name: str
+    after: tuple[str, ...]
+    loop: str
+
+
+def kfp_python() -> Path:
+    """The interpreter that has kfp: `LABKIT_KFP_PYTHON`, else that of `.venv-kfp` beside the notebooks.
+
+    Raises UsageError if it is not there.
+    """
+    named = os.environ.get(KFP_VARIABLE)
+    found = Path(named) if named else Path(__file__).parents[2] / ".venv-kfp" / "bin" / "python"
+    if not found.is_file():
+        raise UsageError(
+            f"{found} is not there",
+            why="kfp's pins don't go together with the labs', so it has an environment of its own",
+            fix=f"make it: make kfp (or name an interpreter that has kfp: {KFP_VARIABLE})",
+        )
+    return found
+
+
+def compile_to(path: Path, cluster: Cluster, log: Path) -> list[Node]:
+    """Writes the pipeline's YAML; returns its tasks. Raises ProcessFailed with kfp's own words if it won't compile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if _kfp(["compile", str(path), json.dumps(asdict(cluster))], log, QUICK_SECONDS).returncode:
+        raise _broken("compile", log)
+    return graph(path)
+
+
+def graph(path: Path) -> list[Node]:
+    """The tasks of a compiled pipeline, each after those it waits for."""
+    import yaml
+
+    spec = next(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    found = list(_tasks(spec, spec["root"]["dag"], "", ()))
+    order: list[Node] = []
+    while rest := [node for node in found if node not in order]:
+        done = {node.name for node in order}
+        order += [node for node in rest if set(node.after) <= done]
+    return order
+
+
+def requests(path: Path) -> list[dict[str, str]]:
+    """What each task of a compiled pipeline asks a cluster for, and which secrets it reads."""
+    import yaml
+
+    documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    platform = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"] if documents[1:] else {}
+    found = []
+    for name, executor in documents[0]["deploymentSpec"]["executors"].items():
+        asked = executor["container"].get("resources", {})
+        gpu = asked.get("accelerator", {})
+        secrets = [each["secretName"] for each in platform.get(name, {}).get("secretAsEnv", ())]
+        found.append(
+            {
+                "task": name.removeprefix("exec-"),
+                "image": executor["container"]["image"],
+                "GPUs": gpu.get("resourceCount", "0"),
+                "memory": asked.get("resourceMemoryRequest", "the cluster's default"),
+                "secret": ", ".join(secrets) or "none",
+            }
+        )
+    return found
+
+
+def _tasks(spec: Mapping[str, Any], dag: Mapping[str, Any], loop: str, outside: tuple[str, ...]) -> Iterator[Node]:
+    """The tasks of a graph, those of its fan-outs among them; whoever waits for a fan-out waits for its last tasks."""
+    inner = {
+        name: list(_tasks(spec, below["dag"], name, tuple(task.get("dependentTasks", ()))))
+        for name, task in dag["tasks"].items()
+        if "dag" in (below := spec["components"][task["componentRef"]["name"]])
+    }
+    for name, task in dag["tasks"].items():
+        if name in inner:
+            yield from inner[name]
+            continue
+        after: list[str] = []
+        for other in task.get("dependentTasks", ()):
+            waited_for = {each for node in inner.get(other, ()) for each in node.after}
+            after += [node.name for node in inner[other] if node.name not in waited_for] if other in inner else [other]
+        yield Node(name, tuple(after) or outside, loop)
+
+
+def run_here(
+    models: Sequence[str],
+    schemes: Sequence[str],
+    *,
+    profile: str,
+    workspace: Workspace,
+    store: str = "",
+    data: str = "",
+    limit: int = 0,
+    tell: Callable[[str], None] = print,
+) -> LocalRun:
+    """Runs the pipeline on this machine with kfp's subprocess runner, one step after another; no cluster, no Docker.
+
+    The steps have a workspace of their own below WORKSPACE/pipeline, and the store is there too if none is named.
+    Raises ProcessFailed if it could not even begin.
+    """
+    root = workspace.root / "pipeline"
+    records = root / "runs" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    place = parse(store or str(root / "store"))
+    asked: dict[str, Any] = {"models": list(models), "schemes": list(schemes), "store": str(place)}
+    asked |= {"profile": profile, "data": data, "limit": limit}
+    log = records / "pipeline.log"
+    env = {"LABKIT_PYTHON": sys.executable, "LABKIT_WORKSPACE": str(root / "workspace")}
+    done = _kfp(["run", str(records), json.dumps(asked), json.dumps(HERE)], log, RUN_SECONDS, env, _ticker(log, tell))
+    text = log.read_text(encoding="utf-8", errors="replace")
+    failed = tuple(sorted({task for task, status in _ended(text) if status != "SUCCESS"}))
+    if done.returncode and not failed:
+        raise _broken("run", log)
+    compared = not failed or failed == (COMPARE,)
+    return LocalRun(
+        store=str(place),
+        log=log,
+        wall_seconds=done.wall_seconds,
+        steps=_steps(records),
+        failed=failed,
+        said=_said(text),
+        comparison=tuple(json.loads(peek(place.below("comparison"), "comparison.json"))) if compared else (),
+    )
+
+
+def submit(endpoint: str, arguments: Mapping[str, Any], cluster: Cluster, log: Path) -> dict[str, str]:
+    """Starts the pipeline on a Kubeflow server; returns the run's id and name.
+
+    The token comes from `KFP_TOKEN`, the certificate of a server that signed its own from `KFP_CA_BUNDLE`. Raises
+    UsageError for a store that the cluster's steps can't share, ProcessFailed with the server's answer.
+    """
+    refuse_plain_http(endpoint, "--endpoint", "KFP_CA_BUNDLE")
+    if parse(str(arguments["store"])).kind != "s3":
+        raise UsageError(
+            f"the store is {arguments['store']}",
+            why="each step runs on a machine of its own, and a folder of this one is not there",
+            fix="give --store s3://BUCKET/PREFIX",
+        )
+    words = ["submit", endpoint, json.dumps(arguments), json.dumps(asdict(cluster))]
+    if _kfp(words, log, QUICK_SECONDS).returncode:
+        raise _broken("submit", log)
+    answer: dict[str, str] = json.loads(processes.log_tail(log, 1))
+    return answer
+
+
+def _kfp(
+    words: Sequence[str],
+    log: Path,
+    seconds: float,
+    env: Mapping[str, str] | None = None,
+    on_tick: Callable[[], None] | None = None,
+) -> processes.Finished:
+    """Runs the definition with kfp's interpreter; its exit code is the caller's to judge."""
+    command = [str(kfp_python()), "-I", str(DEFINITION), *words]
+    log.unlink(missing_ok=True)
+    return processes.run(command, log, deadline_seconds=seconds, env=env, on_tick=on_tick)
+
+
+def _broken(what: str, log: Path) -> ProcessFailed:
+    why = f"the end of its log:\n{processes.log_tail(log)}"
+    return ProcessFailed(f"kfp could not {what} the pipeline", why, fix=f"the whole log: {log}")
+
+
+def _ended(text: str) -> list[tuple[str, str]]:
+    """The tasks that ended, by kfp's log, and how; a fan-out as a whole is none."""
+    return [(task, status) for task, status in ENDED.findall(ANSI.sub("", text)) if not task.startswith("for-loop")]
+
+
+def _said(text: str) -> str:
+    """What labkit's steps said of their failures: each error with the lines that belong to it."""
+    found = []
+    for match in SAID.finditer(text):
+        rest = [line.strip() for line in text[match.end() :].lstrip("\n").split("\n")[:3]]
+        more = [line for line in rest if line.startswith(("Why it matters:", "Now:"))]
+        found.append("\n".join([match.group(1), *more]))
+    return "\n".join(dict.fromkeys(found))
+
+
+def _ticker(log: Path, tell: Callable[[str], None]) -> Callable[[], None]:
+    """Tells of each task as it ends."""
+    told = 0
+
+    def tick() -> None:
+        nonlocal told
+        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        for task, status in _ended(text)[told:]:
+            told += 1
+            tell(f"{task}: {'done' if status == 'SUCCESS' else 'FAILED'}")
+
+    return tick
+
+
+def _records(records: Path) -> Iterator[Mapping[str, Any]]:
+    """What the tasks of a run handed to kfp, in the order in which they ended."""
+    for path in sorted(records.rglob("executor_output.json"), key=lambda path: path.stat().st_mtime):
+        for found in json.loads(path.read_text()).get("artifacts", {}).values():
+            yield from (artifact["metadata"] for artifact in found["artifacts"])
+
+
+def _steps(records: Path) -> tuple[Step, ...]:
+    named = [record for record in _records(records) if "step" in record]
+    return tuple(Step(r["step"], r["model"], r["variant"], r["seconds"], r.get("work_seconds", 0.0)) for r in named)

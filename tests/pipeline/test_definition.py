@@ -1,0 +1,91 @@
+"""The compiled pipeline: valid for kfp, whole, and with nothing in it that must not be there."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from labkit.errors import ProcessFailed, UsageError
+from labkit.pipeline import Cluster, compile_to, graph, kfp_python, requests, submit
+from tests.transfer.conftest import CANARY
+
+KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_S3_BUCKET", "AWS_DEFAULT_REGION"}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
+        cluster = Cluster("registry.example/labkit:1", gpus=2, memory="64Gi", secret="my-data-connection")
+        compile_to(folder / "pipeline.yaml", cluster, folder / "log")
+    return folder / "pipeline.yaml"
+
+
+def test_kfp_itself_reads_it_back(compiled: Path) -> None:
+    read = "import sys; from kfp import components; print(components.load_component_from_file(sys.argv[1]).name)"
+    done = subprocess.run([kfp_python(), "-c", read, compiled], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "quantize-evaluate-compare"
+
+
+def test_evaluation_follows_each_quantize_and_one_comparison_waits_for_all(compiled: Path) -> None:
+    tasks = [(node.name, node.after, bool(node.loop)) for node in graph(compiled)]
+    assert tasks == [
+        ("plan", (), False),
+        ("quantize", ("plan",), True),
+        ("evaluate", ("quantize",), True),
+        ("compare", ("evaluate",), False),
+    ]
+
+
+def test_each_heavy_step_asks_for_its_gpus_and_each_step_for_the_keys(compiled: Path) -> None:
+    asked = {row["task"]: row for row in requests(compiled)}
+    assert {name: row["GPUs"] for name, row in asked.items()} == {
+        "plan": "0",
+        "quantize": "2",
+        "evaluate": "2",
+        "compare": "0",
+    }
+    assert asked["quantize"]["memory"] == asked["evaluate"]["memory"] == "64Gi"
+    assert {row["image"] for row in asked.values()} == {"registry.example/labkit:1"}
+    assert {row["secret"] for row in asked.values()} == {"my-data-connection"}
+    platform = list(yaml.safe_load_all(compiled.read_text()))[1]["platforms"]["kubernetes"]
+    pairs = platform["deploymentSpec"]["executors"]["exec-evaluate"]["secretAsEnv"][0]["keyToEnv"]
+    assert {pair["envVar"] for pair in pairs} == KEYS
+
+
+def test_no_key_of_this_machine_is_in_it_and_no_step_installs_anything(compiled: Path) -> None:
+    text = compiled.read_text()
+    assert CANARY not in text
+    assert "pip install" not in text
+
+
+def test_a_missing_kfp_is_an_error_that_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LABKIT_KFP_PYTHON", str(tmp_path / "python"))
+    with pytest.raises(UsageError, match="make kfp"):
+        compile_to(tmp_path / "pipeline.yaml", Cluster("x"), tmp_path / "log")
+
+
+ASKED = {"models": ["tiny"], "schemes": ["fp8-dynamic"], "store": "s3://bucket/prefix", "profile": "tiny"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "more", "said"),
+    [
+        ("http://pipelines.example", {}, "without TLS"),
+        ("https://pipelines.example", {"store": "/here"}, "a folder of this one is not there"),
+    ],
+)
+def test_what_a_cluster_must_not_get_is_refused(endpoint: str, more: dict[str, str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        submit(endpoint, ASKED | more, Cluster("x"), tmp_path / "log")
+
+
+def test_a_server_that_does_not_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KFP_TOKEN", CANARY)
+    with pytest.raises(ProcessFailed, match="could not submit") as failed:
+        submit("http://127.0.0.1:9", ASKED, Cluster("x"), tmp_path / "log")
+    assert CANARY not in str(failed.value) + (tmp_path / "log").read_text()
