@@ -48,9 +48,38 @@ def _join(job: dict[str, Any]) -> None:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(job["rank"])
+    else:
+        _share_one_memory(job["rank"] == 0)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo", init_method=f"file://{job['meet']}", rank=job["rank"], world_size=job["of"]
     )
+
+
+def _share_one_memory(first: bool) -> None:
+    """On a CPU the processes' weights are the same memory, and llm-compressor 0.14 does not reckon with it.
+
+    GPTQ sends nothing there, and so waits for nothing: whoever was done with its layers of a block went on with the
+    other one's as they were before, and up to 8% of the codes of later blocks differed from those of one process.
+    SmoothQuant's scales are applied by every process, so twice by two. (On GPUs each process has a copy of the block.)
+    """
+    import torch.distributed as dist
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier, base
+
+    compress, smooth = GPTQModifier.compress_modules, SmoothQuantModifier._apply_smoothing
+
+    def compress_and_wait(self: GPTQModifier) -> None:
+        compress(self)
+        dist.barrier()
+
+    def smooth_and_wait(self: SmoothQuantModifier, model: Any) -> None:
+        smooth(self, model)  # waits for all before it changes anything: it adds up what they saw
+        dist.barrier()
+
+    setattr(GPTQModifier, "compress_modules", compress_and_wait)  # noqa: B010
+    setattr(SmoothQuantModifier, "_apply_smoothing", smooth_and_wait)  # noqa: B010
+    if not first:
+        setattr(base, "update_offload_parameter", lambda *_: None)  # noqa: B010
 
 
 class First(Alone):

@@ -41,16 +41,9 @@ def with_processes(lab: Lab, count: int, rows: int) -> Lab:
 def quantize_together(lab: Lab, variant: str, recipe: Recipe) -> dict[str, float]:
     """Makes a variant with `lab.profile.data_parallel` processes; returns what `steps.make` does.
 
-    Raises UsageError for SmoothQuant without a GPU, ProcessFailed with its log's end if a process failed.
+    Raises UsageError for fewer rows than processes, ProcessFailed with its log's end if a process failed.
     """
     count = lab.profile.data_parallel
-    if recipe.smooths and lab.device == "cpu":
-        raise UsageError(
-            f"{variant} smooths, and LABKIT_DATA_PARALLEL is {count} on a machine without a GPU",
-            why="there all processes share one copy of the weights, and each of them smooths it (llm-compressor 0.14): "
-            "the result is wrong, and nothing says so",
-            fix="unset LABKIT_DATA_PARALLEL, or take a recipe without SmoothQuant (w4a16-gptq)",
-        )
     if recipe.rows_of(lab.profile) < count:
         raise UsageError(
             f"LABKIT_DATA_PARALLEL is {count}, and there are {recipe.rows_of(lab.profile)} calibration rows to share",

@@ -80,35 +80,31 @@ def test_the_command_runs_the_pipeline_here(labkit: Run) -> None:
 
 
 @pytest.mark.long
-def test_two_processes_make_as_good_a_checkpoint_as_one(labkit: Run, tmp_path: Path) -> None:
-    """Equal scales, equal codes in the first block: it saw all rows. Behind it a few percent of the codes differ."""
+def test_two_processes_make_the_checkpoint_of_one(labkit: Run, tmp_path: Path) -> None:
+    """Equal scales, and equal codes but for GPTQ's rounding: sums of other parts differ in the last bit."""
     import torch
     from safetensors.torch import load_file
 
-    alone = labkit("quantize", "w4a16-gptq", "-p", "limit", "64")
+    alone = labkit("quantize", "int8-smoothquant-gptq", "-p", "limit", "64")
     assert alone.returncode == 0, alone.stderr
-    shared = labkit("quantize", "w4a16-gptq", "-p", "limit", "64", data_parallel="2")
+    shared = labkit("quantize", "int8-smoothquant-gptq", "-p", "limit", "64", data_parallel="2")
     assert shared.returncode == 0, shared.stderr
-    one, two = (tmp_path / f"pod-{n}" / "checkpoints" / "w4a16-gptq" for n in (0, 1))
-    assert read_manifest(one)["recipe"] == read_manifest(two)["recipe"]
-    assert read_manifest(one)["calibration"] == read_manifest(two)["calibration"]
+    one, two = (tmp_path / f"pod-{n}" / "checkpoints" / "int8-smoothquant-gptq" for n in (0, 1))
+    for fact in ("recipe", "calibration", "gptq_fallbacks"):
+        assert read_manifest(one)[fact] == read_manifest(two)[fact]
     ours, theirs = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
-        if name.endswith("weight_packed"):  # 8 codes of 4 bits in each number
-            pair = tensor.view(torch.uint8), theirs[name].view(torch.uint8)
-            differ = torch.stack([((pair[0] >> by) & 15) != ((pair[1] >> by) & 15) for by in (0, 4)])
-            assert differ.float().mean() < (0.001 if ".layers.0." in name else 0.15), name
+        if tensor.dtype == torch.int8:
+            assert (tensor != theirs[name]).float().mean() < 0.05, name
         else:
             assert torch.equal(tensor, theirs[name]), name
-    rows = [list(range(1, 65))]
-    base, lost = tmp_path / "pod-0" / "checkpoints" / "bf16", []
-    for folder in (one, two):
-        lost += divergences(base, [folder], rows, "cpu")
-    assert lost[1] == pytest.approx(lost[0], rel=0.1)
-    smoothed = labkit("quantize", "int8-smoothquant-gptq", data_parallel="2")
-    assert smoothed.returncode == 2
-    assert "each of them smooths it" in smoothed.stderr
+    base, rows = tmp_path / "pod-0" / "checkpoints" / "bf16", [list(range(1, 65))]
+    lost = divergences(base, [one, two], rows, "cpu")
+    assert lost[1] == pytest.approx(lost[0], rel=0.25)
+    few = labkit("quantize", "int8-smoothquant-gptq", "-p", "limit", "1", data_parallel="2")
+    assert few.returncode == 2
+    assert "1 calibration rows to share" in few.stderr
 
 
 def test_a_gap_is_not_skipped(labkit: Run, tmp_path: Path) -> None:
