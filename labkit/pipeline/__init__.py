@@ -4,6 +4,7 @@ Read in this order: `recipes` (what is made), `store` (what the steps leave for 
 `definition` (the pipeline, in kfp's words) and `tools` (compile, run here, submit).
 """
 
+from labkit.pipeline.compiled import Node, graph, requests
 from labkit.pipeline.ranks import with_processes
 from labkit.pipeline.recipes import RECIPES, Recipe, recipe_of
 from labkit.pipeline.report import markdown, put_comparison
@@ -11,12 +12,9 @@ from labkit.pipeline.steps import Compared, compare, evaluate, quantize, require
 from labkit.pipeline.tools import (
     Cluster,
     LocalRun,
-    Node,
     Step,
     compile_to,
-    graph,
     kfp_python,
-    requests,
     run_here,
     submit,
 )

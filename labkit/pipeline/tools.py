@@ -17,6 +17,8 @@ from typing import Any
 
 from labkit import processes
 from labkit.errors import ProcessFailed, UsageError
+from labkit.pipeline.compiled import Node, graph
+from labkit.profiles import EMBEDDED
 from labkit.transfer import parse, peek
 from labkit.transfer.address import refuse_plain_http
 from labkit.workspace import Workspace
@@ -28,7 +30,7 @@ HERE = {"image": "python:3.11", "gpus": 0, "parallel": 1}  # one step at a time:
 SAID = re.compile(r"^\s*(labkit \w+: .*)$", re.MULTILINE)
 ENDED = re.compile(r"Task '([\w-]+)' finished with status ([A-Z]+)")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-COMPARE = "compare"
+REPORT = "report"  # the comparison's artifact, as the definition names it
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,6 @@ class LocalRun:
     comparison: tuple[Mapping[str, Any], ...]
 
 
-@dataclass(frozen=True)
-class Node:
-    """A task of a compiled pipeline. after: the tasks it waits for; loop: the fan-out it is in, "" for none."""
-
-    name: str
-    after: tuple[str, ...]
-    loop: str
-
-
 def kfp_python() -> Path:
     """The interpreter that has kfp: `LABKIT_KFP_PYTHON`, else that of `.venv-kfp` beside the notebooks.
 
@@ -105,60 +98,6 @@ def compile_to(path: Path, cluster: Cluster, log: Path) -> list[Node]:
     if _kfp(["compile", str(path), json.dumps(asdict(cluster))], log, QUICK_SECONDS).returncode:
         raise _broken("compile", log)
     return graph(path)
-
-
-def graph(path: Path) -> list[Node]:
-    """The tasks of a compiled pipeline, each after those it waits for."""
-    import yaml
-
-    spec = next(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    found = list(_tasks(spec, spec["root"]["dag"], "", ()))
-    order: list[Node] = []
-    while rest := [node for node in found if node not in order]:
-        done = {node.name for node in order}
-        order += [node for node in rest if set(node.after) <= done]
-    return order
-
-
-def requests(path: Path) -> list[dict[str, str]]:
-    """What each task of a compiled pipeline asks a cluster for, and which secrets it reads."""
-    import yaml
-
-    documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    platform = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"] if documents[1:] else {}
-    found = []
-    for name, executor in documents[0]["deploymentSpec"]["executors"].items():
-        asked = executor["container"].get("resources", {})
-        gpu = asked.get("accelerator", {})
-        secrets = [each["secretName"] for each in platform.get(name, {}).get("secretAsEnv", ())]
-        found.append(
-            {
-                "task": name.removeprefix("exec-"),
-                "image": executor["container"]["image"],
-                "GPUs": gpu.get("resourceCount", "0"),
-                "memory": asked.get("resourceMemoryRequest", "the cluster's default"),
-                "secret": ", ".join(secrets) or "none",
-            }
-        )
-    return found
-
-
-def _tasks(spec: Mapping[str, Any], dag: Mapping[str, Any], loop: str, outside: tuple[str, ...]) -> Iterator[Node]:
-    """The tasks of a graph, those of its fan-outs among them; whoever waits for a fan-out waits for its last tasks."""
-    inner = {
-        name: list(_tasks(spec, below["dag"], name, tuple(task.get("dependentTasks", ()))))
-        for name, task in dag["tasks"].items()
-        if "dag" in (below := spec["components"][task["componentRef"]["name"]])
-    }
-    for name, task in dag["tasks"].items():
-        if name in inner:
-            yield from inner[name]
-            continue
-        after: list[str] = []
-        for other in task.get("dependentTasks", ()):
-            waited_for = {each for node in inner.get(other, ()) for each in node.after}
-            after += [node.name for node in inner[other] if node.name not in waited_for] if other in inner else [other]
-        yield Node(name, tuple(after) or outside, loop)
 
 
 def run_here(
@@ -189,7 +128,7 @@ def run_here(
     failed = tuple(sorted({task for task, status in _ended(text) if status != "SUCCESS"}))
     if done.returncode and not failed:
         raise _broken("run", log)
-    compared = not failed or failed == (COMPARE,)
+    compared = any(records.rglob(REPORT))  # else what lies in the store is an earlier run's
     return LocalRun(
         store=str(place),
         log=log,
@@ -208,11 +147,16 @@ def submit(endpoint: str, arguments: Mapping[str, Any], cluster: Cluster, log: P
     UsageError for a store that the cluster's steps can't share, ProcessFailed with the server's answer.
     """
     refuse_plain_http(endpoint, "--endpoint", "KFP_CA_BUNDLE")
+    here = [
+        name for name in (*arguments["models"], arguments["data"]) if name not in ("", EMBEDDED) and Path(name).exists()
+    ]
     if parse(str(arguments["store"])).kind != "s3":
+        here.append(str(arguments["store"]))
+    if here:
         raise UsageError(
-            f"the store is {arguments['store']}",
+            f"a cluster is asked to use {', '.join(here)}",
             why="each step runs on a machine of its own, and a folder of this one is not there",
-            fix="give --store s3://BUCKET/PREFIX",
+            fix="give the store as s3://BUCKET/PREFIX, a model or data as a hub id or an address (labkit publish)",
         )
     words = ["submit", endpoint, json.dumps(arguments), json.dumps(asdict(cluster))]
     if _kfp(words, log, QUICK_SECONDS).returncode:
@@ -255,14 +199,19 @@ def _said(text: str) -> str:
 
 
 def _ticker(log: Path, tell: Callable[[str], None]) -> Callable[[], None]:
-    """Tells of each task as it ends."""
-    told = 0
+    """Tells of each task as it ends; reads on where it was, for a log grows long."""
+    read, rest = 0, ""
 
     def tick() -> None:
-        nonlocal told
-        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-        for task, status in _ended(text)[told:]:
-            told += 1
+        nonlocal read, rest
+        if not log.exists():
+            return
+        with open(log, "rb") as file:
+            file.seek(read)
+            new = file.read()
+        read += len(new)
+        *lines, rest = (rest + new.decode(errors="replace")).split("\n")
+        for task, status in _ended("\n".join(lines)):
             tell(f"{task}: {'done' if status == 'SUCCESS' else 'FAILED'}")
 
     return tick

@@ -69,17 +69,20 @@ def test_a_missing_kfp_is_an_error_that_says_how_to_get_it(monkeypatch: pytest.M
         compile_to(tmp_path / "pipeline.yaml", Cluster("x"), tmp_path / "log")
 
 
-ASKED = {"models": ["tiny"], "schemes": ["fp8-dynamic"], "store": "s3://bucket/prefix", "profile": "tiny"}
+ASKED = {"models": ["tiny"], "schemes": ["fp8-dynamic"], "store": "s3://bucket/prefix", "profile": "tiny", "data": ""}
 
 
 @pytest.mark.parametrize(
     ("endpoint", "more", "said"),
     [
         ("http://pipelines.example", {}, "without TLS"),
-        ("https://pipelines.example", {"store": "/here"}, "a folder of this one is not there"),
+        ("https://pipelines.example", {"store": "/here"}, "asked to use /here"),
+        ("https://pipelines.example", {"models": ["/"]}, "a folder of this one is not there"),
     ],
 )
-def test_what_a_cluster_must_not_get_is_refused(endpoint: str, more: dict[str, str], said: str, tmp_path: Path) -> None:
+def test_what_a_cluster_must_not_get_is_refused(
+    endpoint: str, more: dict[str, object], said: str, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=said):
         submit(endpoint, ASKED | more, Cluster("x"), tmp_path / "log")
 

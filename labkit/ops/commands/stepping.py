@@ -119,9 +119,9 @@ def _compare(arguments: argparse.Namespace) -> int:
     labs = {lab.model_name: lab for lab in (opened("compare", arguments, model=model) for model in models)}
     found = compare(labs, arguments.variants, store)
     print(markdown(found))
+    print(f"The comparison is at {put_comparison(found, store)}")
     if arguments.report:
         Path(arguments.report).write_text(markdown(found), encoding="utf-8")
-    print(f"The comparison is at {put_comparison(found, store)}")
     _summarize(arguments, "compare", ", ".join(labs), ", ".join(arguments.variants), {})
     require_recovered(found)
     return 0
