@@ -106,9 +106,13 @@ PAIRS: dict[str, tuple[Callable[[], Check], Callable[[], Check]]] = {
         lambda: checks.judge_waits_for_all({"plan": (), "evaluate": ("plan",), "compare": ("evaluate",)}),
         lambda: checks.judge_waits_for_all({"plan": (), "evaluate": ("plan",), "compare": ("plan",)}),
     ),
-    "only the judge failed": (
-        lambda: checks.only_the_judge_failed(("compare",), "Lost: ..."),
-        lambda: checks.only_the_judge_failed(("evaluate",), "no memory"),
+    "every step worked": (
+        lambda: checks.every_step_worked(("compare",), "Lost: ...", 2),
+        lambda: checks.every_step_worked(("evaluate",), "no memory", 0),
+    ),
+    "the comparison compared": (
+        lambda: checks.every_step_worked((), "", 2),
+        lambda: checks.every_step_worked(("compare",), "the store can't be reached", 0),
     ),
     "pipeline is green": (lambda: checks.is_green((), ""), lambda: checks.is_green(("compare",), "Lost: ...")),
     "pipeline is red": (lambda: checks.is_red(("compare",), "Lost: ..."), lambda: checks.is_red((), "")),

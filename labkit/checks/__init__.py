@@ -8,7 +8,7 @@ fails. The functions here only judge; `Lab.check` prints the judgement and stops
 
 from labkit.checks.exercises import answer_is, choice_is
 from labkit.checks.judging import Check, expectation, invariant
-from labkit.checks.piped import as_good_as_alone, is_green, is_red, judge_waits_for_all, only_the_judge_failed
+from labkit.checks.piped import as_good_as_alone, every_step_worked, is_green, is_red, judge_waits_for_all
 from labkit.checks.published import card_is_backed, is_refused, is_whole_there, same_contents
 from labkit.checks.quantized import (
     bytes_as_predicted,
@@ -55,6 +55,7 @@ __all__ = [
     "card_is_backed",
     "choice_is",
     "collapses",
+    "every_step_worked",
     "expectation",
     "faster",
     "gptq_ran",
@@ -72,7 +73,6 @@ __all__ = [
     "loads_are_whole",
     "memory_came_back",
     "never_grows",
-    "only_the_judge_failed",
     "outliers_found",
     "reload_is_equal",
     "rises_first",

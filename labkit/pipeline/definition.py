@@ -6,7 +6,7 @@ to the cluster as the text of its function, so what it needs stands inside of it
 
     python definition.py compile FILE SETTINGS             SETTINGS, ARGUMENTS: JSON
     python definition.py run FOLDER ARGUMENTS SETTINGS     here, with kfp's subprocess runner; its records go to FOLDER
-    python definition.py submit ENDPOINT ARGUMENTS SETTINGS
+    python definition.py submit ENDPOINT ARGUMENTS SETTINGS ANSWER      ANSWER: the file for the run's id and name
 """
 
 import json
@@ -86,20 +86,24 @@ def pipeline(
 ) -> Callable[..., Any]:
     """The pipeline for a cluster's settings.
 
-    image: what every step runs in. gpus, memory: what quantizing and evaluating each ask for (`memory` as Kubernetes
-    writes it: 64Gi). secret: the Kubernetes secret with the S3 keys, a workbench's data connection. parallel: how many
-    variants at once, None for as many as the cluster has room for.
+    image: what every step runs in. gpus: that evaluating asks for, and splits the model over; quantizing takes one, for
+    it goes through a model block by block. memory: that each of the two asks for, as Kubernetes writes it (64Gi).
+    secret: the Kubernetes secret with the S3 keys, a workbench's data connection. parallel: how many variants at once,
+    None for as many as the cluster has room for.
     """
     stages = {f.__name__: component(f, base_image=image) for f in (plan, quantize, evaluate, compare)}
 
-    def fitted(task: dsl.PipelineTask, heavy: bool = True) -> dsl.PipelineTask:
+    def fitted(task: dsl.PipelineTask, heavy: bool = True, split: int = 1) -> dsl.PipelineTask:
         task.set_caching_options(False)  # a step's result lies in the store, where kfp can't see whether it still does
         if heavy and gpus:
-            task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(gpus)
-            task.set_env_variable("LABKIT_TENSOR_PARALLEL", str(gpus))
+            task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(split)
+        if split > 1:
+            task.set_env_variable("LABKIT_TENSOR_PARALLEL", str(split))
+            # the engine's processes talk through shared memory, of which a container has 64 MB by itself
+            kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory")
         if heavy and memory:
             task.set_memory_request(memory).set_memory_limit(memory)
-        if secret:
+        if secret and task.name != "plan":
             kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in KEYS})
         return task
 
@@ -113,7 +117,7 @@ def pipeline(
         with dsl.ParallelFor(planned.output, parallelism=parallel) as item:
             same = {"model": item.model, "profile": profile, "data": data, "limit": limit, "store": store}
             made = fitted(stages["quantize"](variant=item.variant, **same))
-            scored = fitted(stages["evaluate"](variant=made.outputs["Output"], **same))
+            scored = fitted(stages["evaluate"](variant=made.outputs["Output"], **same), split=gpus)
         every = dsl.Collected(scored.outputs["Output"])
         fitted(
             stages["compare"](models=models, schemes=schemes, profile=profile, store=store, evaluated=every),
@@ -125,19 +129,20 @@ def pipeline(
 
 def main(what: str, where: str, *texts: str) -> None:
     """One of the three commands; see above."""
-    *arguments, settings = (json.loads(text) for text in texts)
+    settings = json.loads(texts[0] if what == "compile" else texts[1])
     labs = pipeline(**settings)
     if what == "compile":
         compiler.Compiler().compile(labs, where)
     elif what == "run":
         local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=where, raise_on_error=True)
-        labs(**arguments[0])
+        labs(**json.loads(texts[0]))
     else:
         client = Client(
             host=where, existing_token=os.environ.get("KFP_TOKEN"), ssl_ca_cert=os.environ.get("KFP_CA_BUNDLE")
         )
-        started = client.create_run_from_pipeline_func(labs, arguments=arguments[0], enable_caching=False)
-        print(json.dumps({"run": started.run_id, "name": started.run_info.display_name}))
+        started = client.create_run_from_pipeline_func(labs, arguments=json.loads(texts[0]), enable_caching=False)
+        with open(texts[2], "w") as file:
+            json.dump({"run": started.run_id, "name": started.run_info.display_name}, file)
 
 
 if __name__ == "__main__":

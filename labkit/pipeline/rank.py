@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -157,5 +156,4 @@ def _leave() -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        main(json.loads(sys.argv[1]))
+    main(json.loads(sys.argv[1]))

@@ -16,14 +16,14 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from labkit import processes
+from labkit import hardware, processes
 from labkit.errors import ProcessFailed, UsageError
 from labkit.lab import Lab
 from labkit.pipeline.recipes import Recipe
 from labkit.workspace import Workspace
 
 DEADLINE_SECONDS = 12 * 3600.0
-LOOK_SECONDS = 0.2
+LOOK_SECONDS, LINGER_SECONDS = 0.2, 2.0
 # one machine: what the processes say to each other stays on it
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
@@ -48,6 +48,11 @@ def quantize_together(lab: Lab, variant: str, recipe: Recipe) -> dict[str, float
         raise UsageError(
             f"LABKIT_DATA_PARALLEL is {count}, and there are {recipe.rows_of(lab.profile)} calibration rows to share",
             fix="take fewer processes, or more rows",
+        )
+    gpus = len(hardware.this_machine().gpus)
+    if lab.device == "cuda" and count > gpus:
+        raise UsageError(
+            f"LABKIT_DATA_PARALLEL is {count}, and this machine has {gpus} GPUs", fix="take one for each GPU"
         )
     logs = lab.log(variant).parent
     with tempfile.TemporaryDirectory(prefix="labkit-ranks-") as scratch:
@@ -75,12 +80,13 @@ def _wait(ranks: list[processes.Child]) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while True:
         codes = [child.poll() for child in ranks]
-        for child, code in zip(ranks, codes, strict=True):
-            if code:
-                why = f"the end of its log:\n{processes.log_tail(child.log)}"
-                raise ProcessFailed(
-                    f"one of {len(ranks)} processes ended with code {code}", why, f"look at {child.log}"
-                )
+        if any(codes):
+            time.sleep(LINGER_SECONDS)  # the others die of its death: all of them are shown
+            bad = [child for child in ranks if child.poll()]
+            why = "\n".join(f"the end of {child.log}:\n{processes.log_tail(child.log)}" for child in bad)
+            raise ProcessFailed(
+                f"{len(bad)} of {len(ranks)} processes failed", why, "look at the log of the first to fail"
+            )
         if all(code == 0 for code in codes):
             return
         if time.monotonic() > deadline:

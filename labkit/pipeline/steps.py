@@ -102,25 +102,26 @@ def evaluate(lab: Lab, variant: str, store: Address | None = None) -> Figures:
     With a store the checkpoint comes from there, without one from the workspace. Raises MissingResult if it is not
     there, Unsupported for a scheme that the engine of this machine can't run.
     """
-    folder = _folder(lab, variant, store)
+    folder, scored = _folder(lab, variant, store)
     _require_engine(folder, variant)
     done = lab.evaluate([Request(variant, folder, task) for task in lab.profile.tasks])
     lab.check(checks.scores_are_whole(done))
     if store:
-        print(f"Scores and samples are at {put_evaluations(lab, variant, done, store)}")
+        print(f"Scores and samples are at {put_evaluations(lab, variant, done, store, scored)}")
     figures = {f"{e.request.task.name}_{e.request.task.metric}": e.value for e in done}
     return {"work_seconds": sum(e.wall_seconds for e in done), **figures}
 
 
-def _folder(lab: Lab, variant: str, store: Address | None) -> Path:
+def _folder(lab: Lab, variant: str, store: Address | None) -> tuple[Path, str]:
+    """Where a checkpoint is, and its identity in the store."""
     if variant == BASELINE:
-        return lab.base
+        return lab.base, ""
     if store:
         return get_checkpoint(lab, variant, store)
     if not lab.has(variant):
         command = f"labkit quantize {variant} -p model {lab.model_source}"
         raise MissingResult(f"{lab.checkpoint(variant)} is not there", fix=f"make it first: {command}")
-    return lab.checkpoint(variant)
+    return lab.checkpoint(variant), ""
 
 
 def _require_engine(folder: Path, variant: str) -> None:
@@ -174,5 +175,5 @@ def require_recovered(found: Sequence[Compared]) -> None:
         raise CheckFailed(
             "; ".join(f"{row.variant} of {row.model} on {row.task}: {row.recovery.sentence()}" for row in bad),
             why="whatever comes after a comparison takes what passed it for good",
-            fix="leave out what is lost; where it can't be told, score more rows (-p limit)",
+            fix="leave out what is lost; where it can't be told, score more rows (leave out -p limit)",
         )

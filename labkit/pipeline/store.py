@@ -35,20 +35,33 @@ def put_checkpoint(lab: Lab, variant: str, store: Address) -> Address:
     return place
 
 
-def get_checkpoint(lab: Lab, variant: str, store: Address) -> Path:
-    """The folder of a variant's checkpoint, verified: brought here, or where it is if the store is a folder."""
+def get_checkpoint(lab: Lab, variant: str, store: Address) -> tuple[Path, str]:
+    """The folder of a variant's checkpoint, verified, and its `identity`.
+
+    It is brought here, or where it is if the store is a folder.
+    """
     place = place_of(store, "checkpoints", lab, variant)
-    _require(place, f"labkit quantize {variant}")
+    _require(place, lab, f"labkit quantize {variant}", store)
+    found = identity(lab, variant, store)
     if place.kind != "folder":
-        return checkpoint.resolve_model(str(place), offline=False, cache=lab.workspace.models)
+        return checkpoint.resolve_model(str(place), offline=False, cache=lab.workspace.models), found
     verify_manifest(Path(place.name))
-    return Path(place.name)
+    return Path(place.name), found
 
 
-def put_evaluations(lab: Lab, variant: str, done: Sequence[Evaluation], store: Address) -> Address:
-    """Sends scores with their samples, and the identity of the checkpoint that has them."""
+def put_evaluations(lab: Lab, variant: str, done: Sequence[Evaluation], store: Address, scored: str) -> Address:
+    """Sends scores with their samples. scored: the `identity` of the checkpoint, taken before it was evaluated.
+
+    Raises CheckpointError if another one lies in the store by now.
+    """
     place = place_of(store, "evaluations", lab, variant)
-    facts = {"model": lab.model_name, "variant": variant, "checkpoint": _identity(lab, variant, store)}
+    if identity(lab, variant, store) != scored:
+        raise CheckpointError(
+            f"{place_of(store, 'checkpoints', lab, variant)} was made again while it was evaluated",
+            why="these scores are of the one before",
+            fix="evaluate it again, and give each run a store of its own",
+        )
+    facts = {"model": lab.model_source, "variant": variant, "checkpoint": scored}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "evaluation"
         with publishing(folder, **facts) as stage:
@@ -65,19 +78,20 @@ def get_evaluations(lab: Lab, variant: str, store: Address) -> dict[str, Evaluat
     """
     place = place_of(store, "evaluations", lab, variant)
     again = f"labkit evaluate {variant}"
-    _require(place, again)
+    _require(place, lab, again, store)
     folder = bring_to_cache(place, lab.workspace.root / "cache" / "evaluations")
-    if read_manifest(folder)["checkpoint"] != _identity(lab, variant, store):
+    facts = read_manifest(folder)
+    if facts["model"] != lab.model_source or facts["checkpoint"] != identity(lab, variant, store):
         raise CheckpointError(
             f"{place} is of another checkpoint than lies in {place_of(store, 'checkpoints', lab, variant)}",
-            why="the checkpoint was made again since it was evaluated",
-            fix=f"evaluate it again: {again} -p model {lab.model_source} --store {store}",
+            why="the checkpoint was made again since it was evaluated, or from another model of the same name",
+            fix=f"evaluate it again: {_command(lab, again, store)}",
         )
     found = [load_evaluation(path) for path in sorted(folder.glob("*.jsonl"))]
     return {e.request.task.name: e for e in found}
 
 
-def _identity(lab: Lab, variant: str, store: Address) -> str:
+def identity(lab: Lab, variant: str, store: Address) -> str:
     """A digest of a checkpoint's files as the store has them; "" for the baseline, which is not in it."""
     if variant == BASELINE:
         return ""
@@ -86,7 +100,11 @@ def _identity(lab: Lab, variant: str, store: Address) -> str:
     return hashlib.sha256(contents.encode()).hexdigest()
 
 
-def _require(place: Address, command: str) -> None:
+def _command(lab: Lab, command: str, store: Address) -> str:
+    return f"{command} -p model {lab.model_source} --store {store}"
+
+
+def _require(place: Address, lab: Lab, command: str, store: Address) -> None:
     try:
         there = place.kind != "folder" or Path(place.name).is_dir()
         if there:
@@ -96,5 +114,5 @@ def _require(place: Address, command: str) -> None:
         lacks = error.what
     if lacks:
         raise MissingResult(
-            f"{place} is not there, or not whole: {lacks}", fix=f"run this first, with the same store: {command}"
+            f"{place} is not there, or not whole: {lacks}", fix=f"run this first: {_command(lab, command, store)}"
         )

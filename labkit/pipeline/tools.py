@@ -19,10 +19,11 @@ from labkit import processes
 from labkit.errors import ProcessFailed, UsageError
 from labkit.pipeline.compiled import Node, graph
 from labkit.profiles import EMBEDDED
-from labkit.transfer import parse, peek
+from labkit.transfer import parse
 from labkit.transfer.address import refuse_plain_http
 from labkit.workspace import Workspace
 
+READY = ".ready-*"  # what make leaves in a finished environment
 DEFINITION = Path(__file__).with_name("definition.py")
 KFP_VARIABLE = "LABKIT_KFP_PYTHON"
 QUICK_SECONDS, RUN_SECONDS = 300.0, 12 * 3600.0
@@ -30,7 +31,7 @@ HERE = {"image": "python:3.11", "gpus": 0, "parallel": 1}  # one step at a time:
 SAID = re.compile(r"^\s*(labkit \w+: .*)$", re.MULTILINE)
 ENDED = re.compile(r"Task '([\w-]+)' finished with status ([A-Z]+)")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-REPORT = "report"  # the comparison's artifact, as the definition names it
+COMPARISON = "report.json"  # beside the comparison's artifact, which the definition names `report`
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,11 @@ def kfp_python() -> Path:
 
     Raises UsageError if it is not there.
     """
-    named = os.environ.get(KFP_VARIABLE)
-    found = Path(named) if named else Path(__file__).parents[2] / ".venv-kfp" / "bin" / "python"
-    if not found.is_file():
+    named, own = os.environ.get(KFP_VARIABLE), Path(__file__).parents[2] / ".venv-kfp"
+    found = Path(named) if named else own / "bin" / "python"
+    if not found.is_file() or not (named or list(own.glob(READY))):
         raise UsageError(
-            f"{found} is not there",
+            f"{found} is not there, or not finished",
             why="kfp's pins don't go together with the labs', so it has an environment of its own",
             fix=f"make it: make kfp (or name an interpreter that has kfp: {KFP_VARIABLE})",
         )
@@ -128,7 +129,7 @@ def run_here(
     failed = tuple(sorted({task for task, status in _ended(text) if status != "SUCCESS"}))
     if done.returncode and not failed:
         raise _broken("run", log)
-    compared = any(records.rglob(REPORT))  # else what lies in the store is an earlier run's
+    compared = next(records.rglob(COMPARISON), None)
     return LocalRun(
         store=str(place),
         log=log,
@@ -136,7 +137,7 @@ def run_here(
         steps=_steps(records),
         failed=failed,
         said=_said(text),
-        comparison=tuple(json.loads(peek(place.below("comparison"), "comparison.json"))) if compared else (),
+        comparison=tuple(json.loads(compared.read_text(encoding="utf-8"))) if compared else (),
     )
 
 
@@ -158,11 +159,12 @@ def submit(endpoint: str, arguments: Mapping[str, Any], cluster: Cluster, log: P
             why="each step runs on a machine of its own, and a folder of this one is not there",
             fix="give the store as s3://BUCKET/PREFIX, a model or data as a hub id or an address (labkit publish)",
         )
-    words = ["submit", endpoint, json.dumps(arguments), json.dumps(asdict(cluster))]
+    answer = log.with_suffix(".json")
+    words = ["submit", endpoint, json.dumps(arguments), json.dumps(asdict(cluster)), str(answer)]
     if _kfp(words, log, QUICK_SECONDS).returncode:
         raise _broken("submit", log)
-    answer: dict[str, str] = json.loads(processes.log_tail(log, 1))
-    return answer
+    started: dict[str, str] = json.loads(answer.read_text(encoding="utf-8"))
+    return started
 
 
 def _kfp(
@@ -173,9 +175,12 @@ def _kfp(
     on_tick: Callable[[], None] | None = None,
 ) -> processes.Finished:
     """Runs the definition with kfp's interpreter; its exit code is the caller's to judge."""
-    command = [str(kfp_python()), "-I", str(DEFINITION), *words]
+    command = [str(kfp_python()), "-I", "-u", str(DEFINITION), *words]
     log.unlink(missing_ok=True)
-    return processes.run(command, log, deadline_seconds=seconds, env=env, on_tick=on_tick)
+    done = processes.run(command, log, deadline_seconds=seconds, env=env, on_tick=on_tick)
+    if on_tick:
+        on_tick()  # what it wrote last
+    return done
 
 
 def _broken(what: str, log: Path) -> ProcessFailed:

@@ -45,14 +45,21 @@ def test_each_heavy_step_asks_for_its_gpus_and_each_step_for_the_keys(compiled: 
     asked = {row["task"]: row for row in requests(compiled)}
     assert {name: row["GPUs"] for name, row in asked.items()} == {
         "plan": "0",
-        "quantize": "2",
+        "quantize": "1",
         "evaluate": "2",
         "compare": "0",
     }
     assert asked["quantize"]["memory"] == asked["evaluate"]["memory"] == "64Gi"
     assert {row["image"] for row in asked.values()} == {"registry.example/labkit:1"}
-    assert {row["secret"] for row in asked.values()} == {"my-data-connection"}
+    assert {name: row["secret"] for name, row in asked.items()} == {
+        "plan": "none",
+        "quantize": "my-data-connection",
+        "evaluate": "my-data-connection",
+        "compare": "my-data-connection",
+    }
     platform = list(yaml.safe_load_all(compiled.read_text()))[1]["platforms"]["kubernetes"]
+    mounts = platform["deploymentSpec"]["executors"]["exec-evaluate"]["emptyDirMounts"]
+    assert [mount["mountPath"] for mount in mounts] == ["/dev/shm"], "two GPUs' processes need more than 64 MB there"
     pairs = platform["deploymentSpec"]["executors"]["exec-evaluate"]["secretAsEnv"][0]["keyToEnv"]
     assert {pair["envVar"] for pair in pairs} == KEYS
 

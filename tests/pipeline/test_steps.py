@@ -16,6 +16,7 @@ import pytest
 
 from labkit.divergence import divergences
 from labkit.pipeline import run_here
+from labkit.transfer import bundle, parse, send
 from labkit.workspace import Workspace, read_manifest
 from tests.conftest import ROOT, LabsRun, clean_environment
 from tests.processes_left import MARKER, marked, wait_until
@@ -62,8 +63,14 @@ def test_three_machines_share_nothing_but_a_bucket(
     assert judged.returncode == 1, "20 rows can't tell"
     assert "Cannot tell with 20 samples" in judged.stderr
     assert "| tiny | fp8-dynamic | tiny_problems |" in (tmp_path / "report.md").read_text()
-    labkit("quantize", "fp8-dynamic", *store)  # the same recipe: the same bytes, and so the scores still count
+    again = labkit("quantize", "fp8-dynamic", *store)  # the same recipe: the same bytes, and so the scores still count
+    assert again.returncode == 0, again.stderr
     assert "Cannot tell" in labkit("compare", "fp8-dynamic", *store).stderr
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    send(bundle(other), parse(f"s3://{BUCKET}/quantized/checkpoints/tiny--fp8-dynamic"))
+    assert "is of another checkpoint" in labkit("compare", "fp8-dynamic", *store).stderr
     said = "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*.log"))
     assert CANARY not in said + judged.stdout + judged.stderr
 
@@ -122,7 +129,9 @@ def test_a_gap_is_not_skipped(labkit: Run, tmp_path: Path) -> None:
         (("evaluate", "bf16", "-p", "limit", "few"), "limit is 'few'"),
         (("evaluate", "fp8-dynamic", "--store", "hub:me/it"), "one repository"),
         (("pipeline", "run"), "run without --local"),
-        (("pipeline", "submit"), "submit without an endpoint"),
+        (("pipeline", "submit", "--endpoint", "https://x.example"), "submit without an endpoint or an image"),
+        (("pipeline", "run", "--local", "pipeline.yaml"), "run reads no file"),
+        (("pipeline", "run", "--local", "--model", "/a/m", "--model", "/b/m"), "two have the same short name"),
         (("pipeline", "run", "--local", "--scheme", "int9"), "there is no recipe 'int9'"),
     ],
 )
@@ -146,9 +155,10 @@ def test_the_pipeline_turns_red_when_an_evaluation_dies(tmp_path: Path, monkeypa
     marker = f"red-{os.getpid()}"
     monkeypatch.setenv(MARKER, marker)
     killed: list[int] = []
+    over = threading.Event()
 
     def kill() -> None:
-        while not killed:
+        while not killed and not over.is_set():
             for child in psutil.Process(os.getpid()).children(recursive=True):
                 try:
                     words = child.cmdline()
@@ -161,7 +171,10 @@ def test_the_pipeline_turns_red_when_an_evaluation_dies(tmp_path: Path, monkeypa
 
     threading.Thread(target=kill, daemon=True).start()
     workspace = Workspace(tmp_path / "workspace")
-    done = run_here(["tiny"], ["fp8-dynamic"], profile="tiny", workspace=workspace, limit=20, tell=lambda _: None)
+    try:
+        done = run_here(["tiny"], ["fp8-dynamic"], profile="tiny", workspace=workspace, limit=20, tell=lambda _: None)
+    finally:
+        over.set()
     assert killed
     assert "evaluate" in done.failed
     assert "compare" not in {step.step for step in done.steps}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from labkit.errors import UsageError
 from labkit.ops.commands.command import Command, common_options
 
 if TYPE_CHECKING:
@@ -18,7 +20,6 @@ KNOWN = ("model", "data", "limit")
 
 def opened(name: str, arguments: argparse.Namespace, **more: str) -> Lab:
     """What a step works on, as a notebook opens it; `more` parameters go before those of the command line."""
-    from labkit.errors import UsageError
     from labkit.lab import open_lab
     from labkit.ops.prepare import absolute
 
@@ -34,9 +35,18 @@ def opened(name: str, arguments: argparse.Namespace, **more: str) -> Lab:
     return open_lab(name, profile=arguments.profile, workspace=arguments.workspace, **given)
 
 
+def refuse_namesakes(models: Sequence[str], names: Collection[str]) -> None:
+    """Raises UsageError if two models have one name: in a store they would take each other's place."""
+    if len(set(names)) < len(set(models)):
+        raise UsageError(
+            f"of {', '.join(models)} two have the same short name ({', '.join(sorted(set(names)))})",
+            why="a store keeps each model under its short name",
+            fix="give them folders of different names, or a store each",
+        )
+
+
 def store_of(named: str) -> Address | None:
     """The store that `--store` names; None for none."""
-    from labkit.errors import UsageError
     from labkit.transfer import parse
 
     place = parse(named) if named else None
@@ -86,7 +96,6 @@ def _summarize(
     arguments: argparse.Namespace, step: str, models: str, variants: str, figures: Mapping[str, float]
 ) -> None:
     """The step's record: what it was, how long this process has lived, and its figures."""
-    import time
     from pathlib import Path
 
     import psutil
@@ -104,7 +113,7 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
         "--model", dest="models", action="append", default=[], help="may be repeated; or -p model MODEL"
     )
     parser.add_argument("--store", required=True, help="where the evaluations are: s3://BUCKET/PREFIX or a folder")
-    parser.add_argument("--report", default="", metavar="FILE", help="write the comparison there, as Markdown")
+    parser.add_argument("--report", default="", metavar="FILE", help="write it there as Markdown, and as .json")
     _summary_option(parser)
 
 
@@ -113,16 +122,21 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     from labkit.pipeline import compare, markdown, put_comparison, require_recovered
 
-    store = store_of(arguments.store)
+    began, store = time.monotonic(), store_of(arguments.store)
     assert store is not None, "the option is required"
     models = arguments.models or [dict(arguments.parameters).get("model", "")]
     labs = {lab.model_name: lab for lab in (opened("compare", arguments, model=model) for model in models)}
+    refuse_namesakes(models, list(labs))
     found = compare(labs, arguments.variants, store)
     print(markdown(found))
     print(f"The comparison is at {put_comparison(found, store)}")
     if arguments.report:
+        rows = json.dumps([row.facts() for row in found])
+        Path(arguments.report).with_suffix(".json").write_text(rows, encoding="utf-8")
         Path(arguments.report).write_text(markdown(found), encoding="utf-8")
-    _summarize(arguments, "compare", ", ".join(labs), ", ".join(arguments.variants), {})
+    _summarize(
+        arguments, "compare", ", ".join(labs), ", ".join(arguments.variants), {"work_seconds": time.monotonic() - began}
+    )
     require_recovered(found)
     return 0
 
