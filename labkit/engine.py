@@ -46,7 +46,8 @@ def engine_env(engine: Engine, offline: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
-    if engine.enforce_eager and hardware.engine_build() == "cpu":
+    python = shutil.which(processes.engine_python())  # one that is not there is told of when it is to start
+    if python and engine.enforce_eager and hardware.engine_build() == "cpu":
         # "Eager" spares the model from torch.compile, and not vLLM's helpers: the first prompt log-probability waited
         # 24 s for the ranks of its tokens to be compiled, in every process anew.
         env["TORCHDYNAMO_DISABLE"] = "1"
