@@ -49,7 +49,7 @@ COMMANDS = {
     "make kfp": "tests/pipeline/test_definition.py::test_kfp_itself_reads_it_back",
     "labkit pipeline compile build/pipeline.yaml --memory 64Gi --secret my-data-connection": HERE,
     "labkit pipeline run --local": "tests/pipeline/test_steps.py::test_the_command_runs_the_pipeline_here",
-    "labkit pipeline submit --endpoint https://HOST --image IMAGE --secret my-data-connection "
+    "labkit pipeline submit --endpoint URL --image IMAGE --secret my-data-connection "
     "--profile workbench --store s3://BUCKET/PREFIX": "[cluster]",
     "papermill notebooks/00_start_here.ipynb executed.ipynb -p profile tiny": HERE,
     "make labs PROFILE=workbench": "[gpu] [hub]",

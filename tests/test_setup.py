@@ -71,6 +71,7 @@ def project(tmp_path: Path) -> Path:
     (root / "requirements" / "torch-cpu.txt").write_text(wheel(root / "wheels", "torch", "2.0+cpu"))
     (root / "requirements" / "cpu.txt").write_text(wheel(root / "wheels", "stack", "1.0"))
     (root / "requirements" / "gpu.txt").write_text(wheel(root / "wheels", "stack", "2.0"))
+    (root / "requirements" / "kfp.txt").write_text(wheel(root / "wheels", "kfp", "1.0"))
     return root
 
 
@@ -216,6 +217,7 @@ def test_clean_removes_what_make_made_and_nothing_else(project: Path) -> None:
         "pyproject.toml",
         "requirements/cpu.txt",
         "requirements/gpu.txt",
+        "requirements/kfp.txt",
         "requirements/torch-cpu.txt",
     ]
 
