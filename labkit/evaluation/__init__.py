@@ -12,11 +12,10 @@ from labkit.evaluation.command import command_line
 from labkit.evaluation.loaded import evaluate_loaded
 from labkit.evaluation.request import Evaluation, Request, Sample, load_evaluation, load_samples, save_evaluation
 from labkit.evaluation.run import evaluate
+from labkit.evaluation.sentences import sentence_splitter
 from labkit.evaluation.tasks import (
     TaskFiles,
-    english_text,
     hub_source,
-    sentence_splitter,
     split_wikitext,
     task_files,
 )
@@ -27,7 +26,6 @@ __all__ = [
     "Sample",
     "TaskFiles",
     "command_line",
-    "english_text",
     "evaluate",
     "evaluate_loaded",
     "hub_source",

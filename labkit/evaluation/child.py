@@ -1,10 +1,10 @@
 """What runs in the engine's interpreter: lm-eval on one model after another.
 
 Started by labkit.engine.run_script: standard library, vllm and lm_eval only, no labkit. The job (made in `run.py`) is
-{"requests": [...], "tasks": {name: ...}, "engine": {...}, "seed", "work", "scratch", "nltk", "data", "english",
-"offline", "isolate", "progress"}; requests with equal `engine_key` stand together and share one loaded model. The
-answer is {"results": [...], "versions": {...}} for the first requests: all of them on a CPU, those of one engine on a
-GPU (or where `isolate` says so), because there only the end of a process gives the memory back.
+{"requests": [...], "tasks": {name: ...}, "engine": {...}, "seed", "scratch", "isolate", "progress"}; requests with
+equal `engine_key` stand together and share one loaded model. The answer is {"results": [...], "versions": {...}} for
+the first requests: all of them on a CPU, those of one engine on a GPU (or where `isolate` says so), because there only
+the end of a process gives the memory back.
 """
 
 from __future__ import annotations
@@ -13,43 +13,9 @@ import gc
 import hashlib
 import importlib.metadata
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
-
-TRAINED = "trained_by_labkit"  # beside a sentence splitter that is not NLTK's own
-
-
-def prepare_sentences(job: dict[str, Any]) -> str:
-    """IFEval counts sentences with NLTK's `punkt_tab`; without one, and without a network, one is trained here.
-
-    NLTK reads and writes only below its own data folders, so NLTK_DATA is set before it is imported.
-    """
-    root = Path(job["nltk"])
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    places = [os.environ.get("NLTK_DATA"), job["data"] and str(Path(job["data"]) / "nltk"), str(root)]
-    os.environ["NLTK_DATA"] = os.pathsep.join(filter(None, places))
-    import nltk
-
-    try:
-        found = nltk.data.find("tokenizers/punkt_tab/english/")
-        return "trained on generated English" if Path(found, TRAINED).exists() else "nltk punkt_tab"
-    except LookupError:
-        if not job["offline"] and nltk.download("punkt_tab", download_dir=str(root), quiet=True):
-            return "nltk punkt_tab"
-    return train_sentences(root, Path(job["english"]))
-
-
-def train_sentences(root: Path, english: Path) -> str:
-    """Trains a sentence splitter on a text and writes it below `root`, where NLTK looks for its own."""
-    from nltk.tokenize.punkt import PunktTrainer, save_punkt_params
-
-    folder = root / "tokenizers" / "punkt_tab" / "english"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # NLTK writes only where nobody else can
-    save_punkt_params(PunktTrainer(english.read_text(encoding="utf-8")).get_params(), str(folder))
-    (folder / TRAINED).touch()
-    return "trained on generated English"
 
 
 def write_task(job: dict[str, Any], request: dict[str, Any]) -> str:
@@ -232,7 +198,6 @@ def shut_down(lm: Any) -> None:
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Runs the job's requests in their order; see the module's docstring for when it stops early."""
     requests, results = job["requests"], []
-    sentences = prepare_sentences(job) if any(r["task"] == "ifeval" for r in requests) else ""
     lm, loaded, alone = None, None, False
     for number, request in enumerate(requests):
         doing = f"{request['variant']}: {request['task']}"
@@ -249,10 +214,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             import torch
 
             alone = torch.cuda.is_available() if job["isolate"] is None else job["isolate"]
-        result = evaluate(lm, job, request)
-        if request["task"] == "ifeval":
-            result["settings"]["sentence_splitter"] = sentences
-        results.append(result)
+        results.append(evaluate(lm, job, request))
     packages = ("lm_eval", "vllm", "transformers", "torch", "compressed-tensors")
     return {"results": results, "versions": {name: importlib.metadata.version(name) for name in packages}}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -13,11 +14,13 @@ from typing import Any
 
 from labkit import engine as engines
 from labkit.evaluation.request import Evaluation, Request, Sample, save_evaluation, standard_error
-from labkit.evaluation.tasks import TaskFiles, english_text, task_files
+from labkit.evaluation.sentences import find_sentence_splitter
+from labkit.evaluation.tasks import TaskFiles, task_files
 from labkit.profiles import Engine
 from labkit.workspace import Workspace
 
 CHILD = Path(__file__).with_name("child.py")
+IFEVAL = "ifeval"
 
 # (requests done, requests in all, what is being done), for progress bars
 Tick = Callable[[int, int, str], None]
@@ -54,13 +57,11 @@ def evaluate(
         "tasks": {name: asdict(found) for name, found in files.items()},
         "engine": asdict(engine),
         "seed": seed,
-        "work": str(work),
-        "nltk": str(work / "nltk"),
-        "data": data,
-        "english": str(english_text(work)) if "ifeval" in files else "",
-        "offline": offline,
         "isolate": isolate,
     }
+    places = [os.environ.get("NLTK_DATA", ""), str(Path(data) / "nltk") if data else "", str(work / "nltk")]
+    places = [place for whole in places for place in whole.split(os.pathsep) if place]
+    sentences = find_sentence_splitter(places, work / "nltk", offline=offline) if IFEVAL in files else ""
 
     run = partial(
         engines.run_script,
@@ -69,12 +70,15 @@ def evaluate(
         engine=engine,
         offline=offline,
         deadline_seconds=deadline_seconds,
+        env={"NLTK_DATA": os.pathsep.join(places)},
     )
     results, versions = _answers(jobs, common, run, on_tick)
     done: dict[int, Evaluation] = {}
     for asked, result in zip(jobs, results, strict=True):
         request = requests[asked["number"]]
         settings = settings_of(request, asked, result, files[request.task.name], engine, seed)
+        if request.task.name == IFEVAL:
+            settings["sentence_splitter"] = sentences
         done[asked["number"]] = finished(request, result, settings, versions, workspace)
     return [done[number] for number in range(len(requests))]
 

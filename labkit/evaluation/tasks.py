@@ -24,8 +24,6 @@ GENERATED = ("tiny_problems", "tiny_stories")
 GENERATED_ROWS = 500  # at least, and all there are where a task sets no limit; a smaller limit reads the first of them
 FEW_SHOT_ROWS = 200  # what lm-eval draws few-shot examples from
 
-ENGLISH_STORIES = 2000  # what a sentence splitter is trained on
-
 
 @dataclass(frozen=True)
 class TaskFiles:
@@ -68,21 +66,6 @@ def hub_source(task: str) -> tuple[str, str]:
 
     definition = load_yaml(Path(lm_eval.__file__).parent / "tasks" / task / f"{task}.yaml", resolve_func=False)
     return str(definition["dataset_path"]), str(definition.get("dataset_name") or "")
-
-
-def sentence_splitter(folder: Path, english: Path, *, offline: bool) -> str:
-    """Makes NLTK data with the sentence splitter that IFEval wants in `folder`; says in words which one it is.
-
-    NLTK's own if it can be had, else one trained on `english`.
-    """
-    import nltk
-
-    from labkit.evaluation.child import train_sentences
-
-    nltk.data.path.insert(0, str(folder))  # NLTK writes nowhere else
-    if not offline and nltk.download("punkt_tab", download_dir=str(folder), quiet=True):
-        return "nltk punkt_tab"
-    return train_sentences(folder, english)
 
 
 def _generated(task: Task, folder: Path, rows: int, seed: int) -> TaskFiles:
@@ -153,14 +136,6 @@ def split_wikitext(text: str) -> list[str]:
     ends = [*starts[1:], len(lines)]
     pages = ("\n".join(lines[start:end]).strip("\n") for start, end in zip(starts, ends, strict=True))
     return [page for page in pages if page.strip()]
-
-
-def english_text(folder: Path) -> Path:
-    """Generated English that a sentence splitter can be trained on (IFEval counts sentences)."""
-    text = "\n\n".join(story.text for story in corpus.stories("train", ENGLISH_STORIES))
-    path = folder / "english.txt"
-    write_atomically(path, text)
-    return path
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:

@@ -11,7 +11,6 @@ Then `-p model DESTINATION/model -p data DESTINATION/data` (or LABKIT_MODEL and 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 from labkit import calibration, checkpoint
 from labkit.errors import CheckpointError, LabError, UsageError
-from labkit.evaluation import english_text, hub_source, sentence_splitter
+from labkit.evaluation import hub_source, sentence_splitter
 from labkit.hubdata import hub_rows
 from labkit.localdata import ENDINGS
 from labkit.profiles import EMBEDDED, Profile
@@ -128,8 +127,7 @@ def _bring_data(profile: Profile, folder: Path, tell: Callable[[str], None]) -> 
                 continue
             count = _write(path, use.rows())
             tell(f"data: {path.name}, {count:,} rows of {use.source}")
-        with tempfile.TemporaryDirectory() as scratch:
-            tell(f"data: {NLTK}, {sentence_splitter(stage / NLTK, english_text(Path(scratch)), offline=False)}")
+        tell(f"data: {NLTK}, {sentence_splitter(stage / NLTK, offline=False)}")
 
 
 def _calibration_rows(profile: Profile) -> Iterator[dict[str, Any]]:
