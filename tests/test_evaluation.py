@@ -283,6 +283,7 @@ def test_a_model_without_a_chat_template_is_told(tmp_path):
         evaluated(Request("bf16", model, PROBLEMS, limit=2, backend="hf"), tmp_path)
 
 
+@pytest.mark.long
 def test_isolated_models_get_a_child_each_and_no_longer_sequences_than_they_know(tmp_path):
     short = make_model(tmp_path / "short", max_position_embeddings=512)
     long = make_model(tmp_path / "long", "qwen2", max_position_embeddings=4096)

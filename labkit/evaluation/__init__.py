@@ -13,12 +13,7 @@ from labkit.evaluation.loaded import evaluate_loaded
 from labkit.evaluation.request import Evaluation, Request, Sample, load_evaluation, load_samples, save_evaluation
 from labkit.evaluation.run import evaluate
 from labkit.evaluation.sentences import sentence_splitter
-from labkit.evaluation.tasks import (
-    TaskFiles,
-    hub_source,
-    split_wikitext,
-    task_files,
-)
+from labkit.evaluation.tasks import TaskFiles, hub_source, split_wikitext, task_files
 
 __all__ = [
     "Evaluation",

@@ -88,11 +88,12 @@ def provision(
 ) -> None:
     """Brings all of it to a folder, or by way of the workspace to a bucket. What is there and whole stays as it is.
 
-    Raises UsageError for a profile that needs nothing, TransferError or DataError if something can't be had; what has
-    come is kept for the next time.
+    Raises UsageError for a profile that needs nothing or a destination that is one repository, TransferError or
+    DataError if something can't be had; what has come is kept for the next time.
     """
     if profile.model == EMBEDDED:
         raise UsageError(f"the profile {profile.name} needs no hub", fix="fetch for the profile workbench")
+    places = {part: destination.below(part) for part in (MODEL, DATA)}  # a repository is refused before anything comes
     staged = destination.kind != "folder"
     root = workspace.root / "cache" / "provision" / profile.name if staged else Path(destination.name)
     tell(f"model: {profile.model}")
@@ -100,13 +101,12 @@ def provision(
     checkpoint.refuse_unsafe(root / MODEL)
     _bring_data(profile, root / DATA, tell)
     if staged:
-        for part in (MODEL, DATA):
-            tell(f"{part}: to {destination.below(part)}")
-            send(bundle(root / part), destination.below(part), moved)
-    for part in (MODEL, DATA):
+        for part, place in places.items():
+            tell(f"{part}: to {place}")
+            send(bundle(root / part), place, moved)
+    for part in places:
         verify_manifest(root / part)
-    shown = {part: destination.below(part) for part in (MODEL, DATA)}
-    tell(f"Verified. Now: labkit run --profile {profile.name} -p model {shown[MODEL]} -p data {shown[DATA]}")
+    tell(f"Verified. Now: labkit run --profile {profile.name} -p model {places[MODEL]} -p data {places[DATA]}")
 
 
 def _bring_data(profile: Profile, folder: Path, tell: Callable[[str], None]) -> None:

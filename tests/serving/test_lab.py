@@ -98,6 +98,7 @@ def test_the_speed_model_is_made_once_and_is_the_same_each_time(tmp_path: Path) 
     assert not first.has("int8-rtn")
 
 
+@pytest.mark.long
 def test_a_lab_s_server_and_load_run_and_the_warm_up_does_not_count(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,6 +29,7 @@ def test_each_load_is_measured_and_told(server: Server, served: Path, tmp_path: 
     assert server.key not in (tmp_path / "log").read_text()
 
 
+@pytest.mark.long
 def test_a_load_may_be_put_on_a_server_that_is_still_starting(served: Path, tmp_path: Path) -> None:
     with serve(served, engine=ENGINE, log=tmp_path / "server.log", name="early", wait=False) as server:
         assert server.ready_seconds == 0

@@ -156,6 +156,7 @@ def test_a_checkpoint_that_the_engine_refuses_is_an_error_with_its_words_and_not
     assert marked(marker) == []
 
 
+@pytest.mark.long
 def test_too_little_memory_for_the_cache_is_an_error_that_says_what_to_change(tmp_path: Path, marker: str) -> None:
     """8 kB of cache a token (16 layers, 4 heads of 32, keys and values): 200,000 tokens are more than 1 GiB."""
     shape = {"layers": 16, "num_key_value_heads": 4, "max_position_embeddings": 200_000}
@@ -187,6 +188,7 @@ def test_when_one_of_its_processes_is_killed_all_of_them_go(
             server.require_alive()
 
 
+@pytest.mark.long
 def test_it_leaves_nothing_in_the_temporary_folder(
     served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,3 +180,6 @@ def test_what_can_not_be_had_is_an_error_and_the_tiny_profile_needs_nothing(tmp_
     assert "needs no hub" in done.stderr
     done = labkit(lost, "fetch", "one", "two", "--profile", "workbench")
     assert done.returncode == 2
+    done = labkit(lost, "fetch", "hub:a/b", "--profile", "workbench", "--workspace", str(tmp_path / "w"))
+    assert done.returncode == 2
+    assert "is one repository" in done.stderr, "said before the model is asked for"
