@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import evaluating, quantizing, readme, simulating, starting, table, transferring
+from benchmarks import evaluating, piping, quantizing, readme, simulating, starting, table, transferring
 from benchmarks.results import RESULTS, Report, Result
 from labkit.errors import LabError
 from labkit.hardware import stack_versions, this_machine
@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     quantizing.FP8.name: quantizing.FP8.run,
     quantizing.GPTQ.name: quantizing.GPTQ.run,
     evaluating.NAME: evaluating.run,
+    piping.NAME: piping.run,
     "simulated": simulating.run_layer,
     "grid": simulating.run_grid,
     "lorc": simulating.run_lorc,

@@ -15,8 +15,8 @@ HEAD = """\
 <!-- Generated from results.json by `python -m benchmarks.readme`. Do not edit. -->
 # Benchmarks
 
-labkit against the thing it replaces: `make bench` measures all of it again in under 20 minutes and writes results.json
-and this file; `make bench ARGS="--only fp8 --runs 5"` measures a part and writes nothing.
+labkit against the thing it replaces: `make bench` measures all of it again and writes results.json and this file;
+`make bench ARGS="--only fp8 --runs 5"` measures a part and writes nothing.
 
 Every side is a whole process, imports included: wall seconds from its start to its end, and the largest sum of resident
 memory over its process tree. The two sides of a pair take turns in the same run. A ratio is that of the medians, ours

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import evaluating, measure, quantizing, readme, starting, table
+from benchmarks import evaluating, measure, piping, quantizing, readme, starting, table
 from benchmarks.results import RESULTS, Bar, Report, Result, Run
 from labkit.errors import DataError, ProcessFailed
 from labkit.profiles import TINY
@@ -120,6 +120,19 @@ def test_weights_that_differ_are_an_error_not_a_result(tmp_path: Path) -> None:
         quantizing.same_weights(tmp_path / "ours", tmp_path / "theirs")
     (tmp_path / "theirs" / "model.safetensors").write_bytes(b"1")
     assert "byte for byte (1 bytes)" in quantizing.same_weights(tmp_path / "ours", tmp_path / "theirs")
+
+
+def test_the_parts_of_a_pipelines_time_add_up_to_it() -> None:
+    steps = [("quantize", 20.0, 8.0), ("evaluate", 30.0, 5.0), ("evaluate", 28.0, 5.0), ("compare", 3.0, 1.0)]
+    ours = {
+        "wall_seconds": 90.0,
+        "steps": [{"step": name, "seconds": whole, "work_seconds": work} for name, whole, work in steps],
+    }
+    theirs = {"work_seconds": 19.0, "engine_start_seconds": 25.0}
+    said = piping.explained(ours, theirs, Run(50.0))
+    assert "90 s: 19 s of quantizing and scoring, 48 s until 2 evaluations had an engine, 14 s around" in said
+    assert "other steps, 9 s of kfp" in said
+    assert "50 s: 19 s of the same work, 25 s until one process had an engine for each variant, 6 s around it" in said
 
 
 def test_nothing_is_written_by_a_run_of_a_part(tmp_path: Path) -> None:

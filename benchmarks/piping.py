@@ -1,0 +1,120 @@
+"""The pipeline on this machine against `labkit run` of one notebook that does the same work."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_notebook
+
+from benchmarks.measure import SIDES, interleaved, timed
+from benchmarks.quantizing import same_weights
+from benchmarks.results import Bar, Result, Run
+from labkit.errors import DataError
+from labkit.ops.notebooks import FIRST_LAB
+from labkit.workspace import Workspace
+
+NAME = "pipeline"
+SCHEMES = ("fp8-dynamic", "int8-smoothquant-gptq")
+ROWS = 100  # to calibrate on, and of each task to score
+DEADLINE_SECONDS = 900.0
+
+PARAMETERS = "\n".join([*(f'{name} = ""' for name in ("profile", "workspace", "model", "data")), "limit = 0"])
+WORK = """import json, os, pathlib, time
+import labkit
+from labkit import Request, pipeline
+
+name, schemes = os.environ["LABKIT_LAB"], os.environ["BENCHMARK_SCHEMES"].split()
+lab = labkit.open_lab(name, profile=profile, workspace=workspace, model=model, data=data, limit=limit)
+made = {variant: pipeline.quantize(lab, variant)["work_seconds"] for variant in schemes}
+folders = {"bf16": lab.base} | {variant: lab.checkpoint(variant) for variant in made}
+began = time.monotonic()
+scored = lab.evaluate([Request(v, folder, task) for v, folder in folders.items() for task in lab.profile.tasks])
+evaluating = time.monotonic() - began
+baseline = {e.request.task.name: e for e in scored if e.request.variant == "bf16"}
+others = [e for e in scored if e.request.variant != "bf16"]
+for e in others:
+    lab.compare(baseline[e.request.task.name], e)
+work = sum(e.wall_seconds for e in scored)
+scores = {f"{e.request.variant} on {e.request.task.name}": e.value for e in others}
+found = {"work_seconds": sum(made.values()) + work, "engine_start_seconds": evaluating - work, "scores": scores}
+pathlib.Path(os.environ["BENCHMARK_ANSWER"]).write_text(json.dumps(found))"""
+
+
+def run(scratch: Path, pairs: int | None) -> Result:
+    """Measures the pair; raises DataError unless both sides made the same checkpoints and gave the same scores."""
+    course, found = scratch / "course", scratch / "found"
+    found.mkdir()
+    _write_notebook(course)
+    rooms: dict[str, Path] = {}
+
+    def ours(number: int) -> Run:
+        rooms["ours"] = scratch / f"ours-{number}"
+        command = [sys.executable, str(SIDES / "labkit_pipeline.py"), str(rooms["ours"]), str(found / "ours.json")]
+        command += [str(ROWS), *SCHEMES]
+        return timed(command, scratch / "ours.log", deadline_seconds=DEADLINE_SECONDS, cwd=scratch)
+
+    def theirs(number: int) -> Run:
+        rooms["theirs"] = scratch / f"theirs-{number}"
+        command = [sys.executable, "-m", "labkit.ops.cli", "run", "--workspace", str(rooms["theirs"])]
+        command += ["-p", "limit", str(ROWS)]
+        env = {"BENCHMARK_ANSWER": str(found / "theirs.json"), "BENCHMARK_SCHEMES": " ".join(SCHEMES)}
+        return timed(command, scratch / "theirs.log", deadline_seconds=DEADLINE_SECONDS, env=env, cwd=course)
+
+    our_runs, their_runs = interleaved(ours, theirs, pairs or 1)
+    mine, other = (json.loads((found / f"{side}.json").read_text(encoding="utf-8")) for side in ("ours", "theirs"))
+    _require_equal(mine["scores"], other["scores"], rooms["ours"] / "pipeline" / "workspace", rooms["theirs"])
+    return Result(
+        name=NAME,
+        what=f"Quantize, evaluate and compare {len(SCHEMES)} schemes as a pipeline on this machine",
+        against="`labkit run` of one notebook that does the same work",
+        bars=(Bar("wall_seconds"), Bar("peak_bytes")),
+        ours=tuple(our_runs),
+        theirs=tuple(their_runs),
+        checked=f"the same tensors and the same scores on both sides. {explained(mine, other, their_runs[-1])}",
+    )
+
+
+def explained(ours: Mapping[str, Any], theirs: Mapping[str, Any], their_run: Run) -> str:
+    """Where the time of the last pair went, in words: the engine starts of both sides, and what is left.
+
+    ours: {"wall_seconds", "steps": a list of `labkit.pipeline.Step` as dicts}. theirs: {"work_seconds",
+    "engine_start_seconds"}. The parts of each side add up to its wall time.
+    """
+    scoring = [step["seconds"] - step["work_seconds"] for step in ours["steps"] if step["step"] == "evaluate"]
+    other = [step["seconds"] - step["work_seconds"] for step in ours["steps"] if step["step"] != "evaluate"]
+    work = sum(step["work_seconds"] for step in ours["steps"])
+    rest = ours["wall_seconds"] - work - sum(scoring) - sum(other)
+    their_rest = their_run.wall_seconds - theirs["work_seconds"] - theirs["engine_start_seconds"]
+    return (
+        f"The pipeline's {ours['wall_seconds']:.0f} s: {work:.0f} s of quantizing and scoring, {sum(scoring):.0f} s "
+        f"until {len(scoring)} evaluations had an engine, {sum(other):.0f} s around the work of {len(other)} other "
+        f"steps, {rest:.0f} s of kfp. The notebook's {their_run.wall_seconds:.0f} s: {theirs['work_seconds']:.0f} s of "
+        f"the same work, {theirs['engine_start_seconds']:.0f} s until one process had an engine for each variant, "
+        f"{their_rest:.0f} s around it"
+    )
+
+
+def _write_notebook(course: Path) -> None:
+    """A course of one lab, which the command line takes for a course by the name of its first."""
+    first = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    notebook = new_notebook(cells=[first, new_code_cell(WORK), new_code_cell("lab.end()")])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata["labkit"] = {"needs": [], "makes": [], "schemes": []}
+    (course / "notebooks").mkdir(parents=True)
+    nbformat.write(notebook, course / "notebooks" / f"{FIRST_LAB}.ipynb")
+
+
+def _require_equal(ours: Mapping[str, float], theirs: Mapping[str, float], our_room: Path, their_room: Path) -> None:
+    for scheme in SCHEMES:
+        same_weights(Workspace(our_room).checkpoint(scheme), Workspace(their_room).checkpoint(scheme))
+    if ours != theirs:
+        raise DataError(
+            f"the two sides scored {dict(ours)} and {dict(theirs)}",
+            why="two ways that did different work can't be compared in time",
+            fix="look for a setting that one side has and the other has not",
+        )
