@@ -92,9 +92,10 @@ def explained(ours: Mapping[str, Any], theirs: Mapping[str, Any], their_run: Run
     their_rest = their_run.wall_seconds - theirs["work_seconds"] - theirs["engine_start_seconds"]
     return (
         f"The pipeline's {ours['wall_seconds']:.0f} s: {work:.0f} s of quantizing and scoring, {sum(scoring):.0f} s "
-        f"until {len(scoring)} evaluations had an engine, {sum(other):.0f} s around the work of {len(other)} other "
-        f"steps, {rest:.0f} s of kfp. The notebook's {their_run.wall_seconds:.0f} s: {theirs['work_seconds']:.0f} s of "
-        f"the same work, {theirs['engine_start_seconds']:.0f} s until one process had an engine for each variant, "
+        f"around the scoring of {len(scoring)} evaluations (an engine start each), {sum(other):.0f} s "
+        f"around the work of {len(other)} other steps, {rest:.0f} s of kfp. "
+        f"The notebook's {their_run.wall_seconds:.0f} s: {theirs['work_seconds']:.0f} s of the same work, "
+        f"{theirs['engine_start_seconds']:.0f} s around its scoring in one process, "
         f"{their_rest:.0f} s around it"
     )
 

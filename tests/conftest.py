@@ -66,7 +66,10 @@ def labs_run(tmp_path_factory: pytest.TempPathFactory) -> LabsRun:
             said, _ = running.communicate()
         except BaseException:  # out of time, or Ctrl-C: it would run on beside the other tests
             running.terminate()
-            running.wait(60)
+            try:
+                running.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                running.kill()
             raise
     return LabsRun(running.returncode, said, Workspace(root / "workspace"), root / "out")
 

@@ -130,9 +130,10 @@ def test_the_parts_of_a_pipelines_time_add_up_to_it() -> None:
     }
     theirs = {"work_seconds": 19.0, "engine_start_seconds": 25.0}
     said = piping.explained(ours, theirs, Run(50.0))
-    assert "90 s: 19 s of quantizing and scoring, 48 s until 2 evaluations had an engine, 14 s around" in said
+    assert "90 s: 19 s of quantizing and scoring, 48 s around the scoring of 2 evaluations" in said
+    assert "(an engine start each), 14 s around the work of 2 other steps" in said
     assert "other steps, 9 s of kfp" in said
-    assert "50 s: 19 s of the same work, 25 s until one process had an engine for each variant, 6 s around it" in said
+    assert "50 s: 19 s of the same work, 25 s around its scoring in one process, 6 s around it" in said
 
 
 def test_nothing_is_written_by_a_run_of_a_part(tmp_path: Path) -> None:

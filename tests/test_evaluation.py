@@ -385,3 +385,26 @@ def test_real_gsm8k_ifeval_and_wikitext_rows_run_through_lm_evals_own_definition
     assert wikitext.value > 1
     assert all(s.weight > 500 for s in load_samples(wikitext.samples))
     assert {e.settings["data"].split(":")[0] for e in (gsm8k, ifeval, wikitext)} == {"local"}
+
+
+def test_a_sentence_splitter_that_could_not_be_written_whole_is_not_there(tmp_path, monkeypatch):
+    """NLTK takes any folder of that name for one, so half of it would count sentences wrongly, and as NLTK's own."""
+    from nltk.tokenize import punkt
+
+    from labkit.evaluation import sentence_splitter
+    from labkit.evaluation.sentences import TRAINED
+
+    monkeypatch.setattr("labkit.evaluation.sentences.ENGLISH_STORIES", 50)
+    save, english = punkt.save_punkt_params, tmp_path / "tokenizers" / "punkt_tab" / "english"
+
+    def full_disk(parameters, dir):
+        save(parameters, dir)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(punkt, "save_punkt_params", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        sentence_splitter(tmp_path, offline=True)
+    assert list(english.parent.iterdir()) == []
+    monkeypatch.setattr(punkt, "save_punkt_params", save)
+    assert sentence_splitter(tmp_path, offline=True) == "trained on generated English"
+    assert (english / TRAINED).exists()

@@ -61,8 +61,9 @@ def evaluate(
     }
     places = [os.environ.get("NLTK_DATA", ""), str(Path(data) / "nltk") if data else "", str(work / "nltk")]
     places = [place for whole in places for place in whole.split(os.pathsep) if place]
-    sentences = find_sentence_splitter(places, work / "nltk", offline=offline) if IFEVAL in files else ""
-
+    sentences, env = "", {}
+    if IFEVAL in files:
+        sentences, env["NLTK_DATA"] = find_sentence_splitter(places, work / "nltk", offline=offline)
     run = partial(
         engines.run_script,
         CHILD.read_text(encoding="utf-8"),
@@ -70,7 +71,7 @@ def evaluate(
         engine=engine,
         offline=offline,
         deadline_seconds=deadline_seconds,
-        env={"NLTK_DATA": os.pathsep.join(places)},
+        env=env,
     )
     results, versions = _answers(jobs, common, run, on_tick)
     done: dict[int, Evaluation] = {}

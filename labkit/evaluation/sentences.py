@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +14,12 @@ TRAINED = "trained_by_labkit"  # beside a sentence splitter that is not NLTK's o
 NLTKS, OURS = "nltk punkt_tab", "trained on generated English"
 
 
-def find_sentence_splitter(places: Sequence[str], folder: Path, *, offline: bool) -> str:
-    """Looks in `places` and NLTK's own, and makes one in `folder` if there is none; says in words which one it is."""
+def find_sentence_splitter(places: Sequence[str], folder: Path, *, offline: bool) -> tuple[str, str]:
+    """Looks in `places` and NLTK's own, and makes one in `folder` if there is none.
+
+    Says in words which one it is, and gives the `NLTK_DATA` with which another interpreter, whose own places are
+    others, finds the same.
+    """
     import nltk
 
     for place in reversed(places):
@@ -22,8 +28,10 @@ def find_sentence_splitter(places: Sequence[str], folder: Path, *, offline: bool
     try:
         found = nltk.data.find("tokenizers/punkt_tab/english/")
     except LookupError:
-        return sentence_splitter(folder, offline=offline)
-    return OURS if Path(found, TRAINED).exists() else NLTKS
+        which = sentence_splitter(folder, offline=offline)
+    else:
+        which = OURS if Path(found, TRAINED).exists() else NLTKS
+    return which, os.pathsep.join(nltk.data.path)
 
 
 def sentence_splitter(folder: Path, *, offline: bool) -> str:
@@ -42,11 +50,16 @@ def sentence_splitter(folder: Path, *, offline: bool) -> str:
 
 
 def _train(folder: Path) -> str:
+    """Whole or not at all: NLTK takes any folder of that name for a splitter."""
     from nltk.tokenize.punkt import PunktTrainer, save_punkt_params
 
-    english = folder / "tokenizers" / "punkt_tab" / "english"
-    english.mkdir(parents=True, exist_ok=True, mode=0o700)
+    final = folder / "tokenizers" / "punkt_tab" / "english"
+    final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     text = "\n\n".join(story.text for story in corpus.stories("train", ENGLISH_STORIES))
-    save_punkt_params(PunktTrainer(text).get_params(), str(english))
-    (english / TRAINED).touch()
+    with tempfile.TemporaryDirectory(dir=final.parent) as scratch:
+        english = Path(scratch) / final.name
+        english.mkdir(mode=0o700)
+        save_punkt_params(PunktTrainer(text).get_params(), str(english))
+        (english / TRAINED).touch()
+        english.replace(final)
     return OURS
