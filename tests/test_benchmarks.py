@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from benchmarks import __main__ as program
 from benchmarks import evaluating, measure, piping, quantizing, readme, starting, table
 from benchmarks.results import RESULTS, Bar, Report, Result, Run
 from labkit.errors import DataError, ProcessFailed
+from labkit.pipeline.tools import Step
 from labkit.profiles import TINY
 
 PAIR = Result(
@@ -123,17 +126,15 @@ def test_weights_that_differ_are_an_error_not_a_result(tmp_path: Path) -> None:
 
 
 def test_the_parts_of_a_pipelines_time_add_up_to_it() -> None:
-    steps = [("quantize", 20.0, 8.0), ("evaluate", 30.0, 5.0), ("evaluate", 28.0, 5.0), ("compare", 3.0, 1.0)]
-    ours = {
-        "wall_seconds": 90.0,
-        "steps": [{"step": name, "seconds": whole, "work_seconds": work} for name, whole, work in steps],
-    }
+    step = partial(Step, model="tiny", variant="")
+    steps = [step("quantize", seconds=20.0, work_seconds=8.0), step("compare", seconds=3.0, work_seconds=1.0)]
+    steps += [step("evaluate", seconds=lived, work_seconds=5.0, engine_start_seconds=18.0) for lived in (30.0, 28.0)]
+    ours = {"wall_seconds": 90.0, "steps": [asdict(one) for one in steps]}
     theirs = {"work_seconds": 19.0, "engine_start_seconds": 25.0}
     said = piping.explained(ours, theirs, Run(50.0))
-    assert "90 s: 19 s of quantizing and scoring, 48 s around the scoring of 2 evaluations" in said
-    assert "(an engine start each), 14 s around the work of 2 other steps" in said
-    assert "other steps, 9 s of kfp" in said
-    assert "50 s: 19 s of the same work, 25 s around its scoring in one process, 6 s around it" in said
+    assert "90 s: 19 s of quantizing and scoring, 36 s of 2 engine starts, 26 s of interpreters" in said
+    assert "in 4 steps, 9 s of kfp" in said
+    assert "50 s: 19 s of the same work, 25 s of one engine's start and its change of models, 6 s of the rest" in said
 
 
 def test_nothing_is_written_by_a_run_of_a_part(tmp_path: Path) -> None:

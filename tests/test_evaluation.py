@@ -104,6 +104,11 @@ def test_one_child_evaluates_all_models_and_tells_how_far_it_is(found, folder, t
     assert {"bf16: tiny_problems", "coarse: tiny_stories"} <= {doing for _, _, doing in ticks}
 
 
+def test_an_engines_start_is_counted_for_the_request_that_it_was_started_for(found):
+    assert found["problems"].engine_start_seconds > 10 * found["stories"].engine_start_seconds
+    assert found["coarse problems"].engine_start_seconds > 10 * found["coarse stories"].engine_start_seconds
+
+
 def test_the_embedded_model_solves_problems_and_its_score_is_the_mean_of_its_samples(found):
     e = found["problems"]
     samples = load_samples(e.samples)

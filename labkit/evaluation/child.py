@@ -198,7 +198,7 @@ def shut_down(lm: Any) -> None:
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Runs the job's requests in their order; see the module's docstring for when it stops early."""
     requests, results = job["requests"], []
-    lm, loaded, alone = None, None, False
+    lm, loaded, alone, ended = None, None, False, time.monotonic()
     for number, request in enumerate(requests):
         doing = f"{request['variant']}: {request['task']}"
         Path(job["progress"]).write_text(json.dumps([number, doing]))
@@ -214,7 +214,9 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             import torch
 
             alone = torch.cuda.is_available() if job["isolate"] is None else job["isolate"]
-        results.append(evaluate(lm, job, request))
+        starting = time.monotonic() - ended  # next to nothing where the model was loaded already
+        results.append({**evaluate(lm, job, request), "engine_start_seconds": starting})
+        ended = time.monotonic()
     packages = ("lm_eval", "vllm", "transformers", "torch", "compressed-tensors")
     return {"results": results, "versions": {name: importlib.metadata.version(name) for name in packages}}
 

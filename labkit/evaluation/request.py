@@ -123,7 +123,9 @@ class Evaluation:
     value is lm-eval's own figure; stderr its standard error over the rows, from `score` and `weight` (the linearised
     ratio; for a plain mean that is lm-eval's formula). `samples` is a JSONL file of `Sample`s, `metrics` every figure
     that lm-eval gave ("exact_match,strict-match": 0.94), `settings` what moves a score, `versions` of the child,
-    `cache_tokens` how many tokens the engine's KV cache holds (0: no vLLM).
+    `wall_seconds` the scoring's time, `engine_start_seconds` that before it, in which the engine was imported and the
+    model loaded (next to nothing where one that was running went on), `cache_tokens` how many tokens the engine's KV
+    cache holds (0: no vLLM).
     """
 
     request: Request
@@ -135,6 +137,7 @@ class Evaluation:
     metrics: dict[str, float]
     versions: dict[str, str]
     wall_seconds: float = field(compare=False)
+    engine_start_seconds: float = field(default=0.0, compare=False)
     cache_tokens: int = 0
 
 

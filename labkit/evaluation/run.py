@@ -201,6 +201,7 @@ def finished(
         metrics=result["metrics"],
         versions=versions,
         wall_seconds=result["wall_seconds"],
+        engine_start_seconds=result["engine_start_seconds"],
         cache_tokens=result["cache_tokens"],
     )
     save_evaluation(evaluation, samples)

@@ -109,7 +109,8 @@ def evaluate(lab: Lab, variant: str, store: Address | None = None) -> Figures:
     if store:
         print(f"Scores and samples are at {put_evaluations(lab, variant, done, store, scored)}")
     figures = {f"{e.request.task.name}_{e.request.task.metric}": e.value for e in done}
-    return {"work_seconds": sum(e.wall_seconds for e in done), **figures}
+    starting = sum(e.engine_start_seconds for e in done)
+    return {"work_seconds": sum(e.wall_seconds for e in done), "engine_start_seconds": starting, **figures}
 
 
 def _folder(lab: Lab, variant: str, store: Address | None) -> tuple[Path, str]:

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,22 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Step:
-    """One step that ran. seconds: of its process, from its start; work_seconds: of them, what a lab measures too."""
+    """One step that ran. seconds: of its process, from its start.
+
+    work_seconds, engine_start_seconds: of them, quantizing or scoring as a lab measures it, and vLLM's start.
+    """
 
     step: str
     model: str
     variant: str
     seconds: float
-    work_seconds: float
+    work_seconds: float = 0.0
+    engine_start_seconds: float = 0.0
+
+    @property
+    def other_seconds(self) -> float:
+        """What is left: the interpreter, the libraries, checks, and what goes to the store and comes from it."""
+        return self.seconds - self.work_seconds - self.engine_start_seconds
 
 
 @dataclass(frozen=True)
@@ -231,4 +240,4 @@ def _records(records: Path) -> Iterator[Mapping[str, Any]]:
 
 def _steps(records: Path) -> tuple[Step, ...]:
     named = [record for record in _records(records) if "step" in record]
-    return tuple(Step(r["step"], r["model"], r["variant"], r["seconds"], r.get("work_seconds", 0.0)) for r in named)
+    return tuple(Step(**{field.name: r[field.name] for field in fields(Step) if field.name in r}) for r in named)

@@ -81,9 +81,13 @@ def test_the_command_runs_the_pipeline_here(labkit: Run) -> None:
     assert done.returncode == 0, done.stderr
     for variant in ("fp8-dynamic", "int8-smoothquant-gptq"):
         assert f"{variant} of tiny, tiny_problems: Recovered" in done.stdout
-    assert [line.split()[:3] for line in done.stdout.splitlines() if line.startswith("evaluate  ")] == [
+    scored = [line.split() for line in done.stdout.splitlines() if line.startswith("evaluate  ")]
+    assert [row[:3] for row in scored] == [
         ["evaluate", "tiny", variant] for variant in ("bf16", "fp8-dynamic", "int8-smoothquant-gptq")
     ]
+    for seconds, *parts in (map(float, row[3:]) for row in scored):
+        assert all(part > 0 for part in parts)
+        assert sum(parts) == pytest.approx(seconds, abs=0.2)
 
 
 @pytest.mark.long

@@ -105,8 +105,9 @@ def _run(arguments: argparse.Namespace, asked: dict[str, Any], workspace: Worksp
             "run without --local", fix="labkit pipeline run --local, or labkit pipeline submit --endpoint URL"
         )
     done = run_here(**asked, workspace=workspace, tell=lambda line: print(line, flush=True))
-    rows = [[s.step, s.model, s.variant, f"{s.seconds:.1f}", f"{s.seconds - s.work_seconds:.1f}"] for s in done.steps]
-    print(table(["step", "model", "variant", "seconds", "of them starting"], rows, right=(3, 4)))
+    parts = ("seconds", "work_seconds", "engine_start_seconds", "other_seconds")
+    rows = [[s.step, s.model, s.variant, *(f"{getattr(s, part):.1f}" for part in parts)] for s in done.steps]
+    print(table(["step", "model", "variant", "seconds", "work", "engine start", "other"], rows, right=(3, 4, 5, 6)))
     for row in done.comparison:
         print(f"{row['variant']} of {row['model']}, {row['task']}: {row['sentence']}")
     print(f"\nStore: {done.store}\nLog: {done.log}")
