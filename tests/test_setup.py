@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LabsRun
+
 ROOT = Path(__file__).parents[1]
 PYPROJECT = """[build-system]
 requires = []
@@ -238,17 +240,14 @@ def test_ci_runs_the_readmes_test_command() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.labs
 @pytest.mark.timeout(3600)
-def test_make_labs_on_a_fresh_clone_sets_up_and_passes_every_lab(tmp_path: Path) -> None:
-    """The whole first experience, on a copy of what git holds, with the environment of a newcomer."""
-    subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(tmp_path / "clone")], check=True)
-    ours = ("LABKIT_", "VIRTUAL_ENV", "PYTHON", "MAKE", "ARGS")  # `make test-all ARGS=...` hands them all down
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    environment["PATH"] = ":".join(p for p in environment["PATH"].split(":") if not p.startswith(sys.prefix))
-    done = subprocess.run(["make", "labs"], cwd=tmp_path / "clone", env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+def test_make_labs_on_a_fresh_clone_sets_up_and_passes_every_lab(newcomers_labs: LabsRun) -> None:
+    """The whole first experience. In the long tier all tests that read a run of all labs read this one."""
+    assert newcomers_labs.returncode == 0, newcomers_labs.stdout[-5000:]
     for lab in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        assert f"{lab.stem}" in done.stdout
-    assert "report.html" in done.stdout
-    status = subprocess.run(["git", "status", "--porcelain"], cwd=tmp_path / "clone", capture_output=True, text=True)
+        assert f"{lab.stem}" in newcomers_labs.stdout
+    assert "report.html" in newcomers_labs.stdout
+    clone = newcomers_labs.workspace.root.parent
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True)
     assert status.stdout == ""

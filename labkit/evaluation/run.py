@@ -201,7 +201,7 @@ def finished(
         metrics=result["metrics"],
         versions=versions,
         wall_seconds=result["wall_seconds"],
-        engine_start_seconds=result["engine_start_seconds"],
+        engine_start_seconds=result.get("engine_start_seconds", 0.0),  # a model in memory has no engine
         cache_tokens=result["cache_tokens"],
     )
     save_evaluation(evaluation, samples)
