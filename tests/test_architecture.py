@@ -26,7 +26,7 @@ FLOORS: tuple[set[str], ...] = (
     {"compare", "quantize", "divergence"},
     {"zeroquant", "card"},
     {"figures", "checks", "publish"},
-    {"widgets"},
+    {"explorers", "scorecard"},
     {"lab"},
     {"pipeline"},
     {"ops"},

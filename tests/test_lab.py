@@ -130,7 +130,10 @@ def test_a_guess_stands_beside_the_measurement_and_in_the_ledger(
     assert "points lost: measured 0.25; you guessed 0.5." in out
     assert "points won: measured 1; you made no guess." in out
     (kept,) = lab.workspace.ledger.newest(kind="prediction")
-    assert (kept.metric, kept.value) == ("points lost", 0.5)
+    assert (kept.metric, kept.value, kept.settings) == ("points lost", 0.5, {"measured": 0.25})
+    lab.predict("a bound", 256, "Where?")
+    lab.outcome("a bound", float("inf"), "{:.0f}")
+    assert lab.workspace.ledger.newest(metric="a bound")[0].settings == {"measured": "inf"}
 
 
 def test_a_skipped_part_reaches_the_runner_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +157,7 @@ def test_the_vocabulary_of_the_notebooks_is_pinned() -> None:
         "checks",
         "compare_evaluations",
         "evaluation",
+        "explorers",
         "figures",
         "hardware",
         "memory",

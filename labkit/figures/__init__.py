@@ -6,9 +6,10 @@ Functions draw what they are given and compute nothing that a reader might want 
 
 from labkit.figures.charts import bars, curve, intervals
 from labkit.figures.drawing import Figure
+from labkit.figures.explored import grid_over_values, memory_bars, power_curves, smoothed_channels
 from labkit.figures.formats import channel_maxima, number_lines, rounding_errors
 from labkit.figures.graph import graph
-from labkit.figures.results import recoveries, scoreboard
+from labkit.figures.results import recoveries, scoreboard, tradeoff
 from labkit.figures.serving import crossover
 from labkit.figures.simulated import ratios
 
@@ -19,10 +20,15 @@ __all__ = [
     "crossover",
     "curve",
     "graph",
+    "grid_over_values",
     "intervals",
+    "memory_bars",
     "number_lines",
+    "power_curves",
     "ratios",
     "recoveries",
     "rounding_errors",
     "scoreboard",
+    "smoothed_channels",
+    "tradeoff",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +22,26 @@ class Figure:
     description: str
 
 
-def new_axes(rows: int = 1, columns: int = 1, *, height: float = 3.2, **options: Any) -> tuple[Any, Any]:
-    """New axes outside pyplot's registry, so that nothing is drawn twice and nothing has to be closed."""
+def new_axes(
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    height: float = 3.2,
+    margins: Mapping[str, float] | None = None,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """New axes outside pyplot's registry, so that nothing is drawn twice and nothing has to be closed.
+
+    margins: where the axes end, as shares of the figure, in place of margins found to fit, which takes time.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as MatplotlibFigure
 
-    figure = MatplotlibFigure(figsize=(8.0, height), layout="constrained", facecolor="white")
+    figure = MatplotlibFigure(figsize=(8.0, height), layout=None if margins else "constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, **options)
+    if margins:
+        figure.subplots_adjust(**margins)
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", color="#E5E5E5", linewidth=0.6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import CheckFailed, LabError
-from labkit.lab import notebook
+from labkit.lab import frontend, notebook
 from labkit.lab.binding import Binding
 from labkit.profiles import BASELINE
 
 if TYPE_CHECKING:
     from labkit.checks import Check
+    from labkit.explorers import Explorer
     from labkit.figures import Figure
 
 
@@ -43,23 +45,33 @@ class Telling(Binding):
             raise CheckFailed(f"Not quite: {check.found}.", fix=check.fix)
 
     def predict(self, about: str, guess: float, question: str) -> None:
-        """Keeps a learner's guess, to stand beside the measurement."""
+        """Asks for a guess, to stand beside the measurement; `guess` is taken if the learner gives none."""
         self.guesses[about] = float(guess)
-        self.record("prediction", about, guess, variant=BASELINE, purpose="sweep")
-        print(
-            f"{question}\nYour guess: {guess:g}. Change it in the cell if you think otherwise, and run the cell again."
-        )
+        if frontend.present():
+            frontend.ask(question, guess, lambda answer: self.guesses.update({about: answer}))
+        else:
+            print(f"{question}\nThe guess: {guess:g}.")
 
     def outcome(self, about: str, measured: float, form: str = "{:.3g}") -> None:
-        """The guess beside what was measured."""
+        """The guess beside what was measured; both go into the ledger."""
         guess = self.guesses.get(about)
         measured += 0.0  # no "-0.000"
+        if guess is not None:
+            found = {"measured": measured if math.isfinite(measured) else str(measured)}  # JSON knows no infinity
+            self.record("prediction", about, guess, variant=BASELINE, purpose="sweep", settings=found)
         said = "you made no guess" if guess is None else f"you guessed {form.format(guess)}"
         print(f"{about}: measured {form.format(measured)}; {said}.")
 
     def show(self, figure: Figure) -> None:
         """A figure, with its description under it."""
         notebook.show_figure(figure.drawing, figure.description)
+
+    def explore(self, explorer: Explorer) -> None:
+        """An interactive picture where there is a front end; without one, the figure of its default state."""
+        if frontend.present():
+            frontend.show(explorer)
+        else:
+            self.show(explorer.at())
 
     def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of named values as a table."""

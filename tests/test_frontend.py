@@ -1,0 +1,104 @@
+"""Widgets in a real kernel, told as a front end tells it which cell it runs; and the plain figure without one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+OPEN = """
+from dataclasses import replace
+from pathlib import Path
+import torch
+from labkit import explorers
+from labkit.lab import Lab
+from labkit.profiles import Parameters, TINY
+from labkit.workspace import Workspace
+from ipywidgets import Widget, FloatText, FloatLogSlider, HTML
+lab = Lab("probe", TINY, Workspace(Path({root!r})), Parameters())
+
+def of(kind):
+    return [w for w in Widget._all_widgets() if type(w) is kind] if hasattr(Widget, "_all_widgets") else [
+        w for w in __import__("ipywidgets").widgets.widget._instances.values() if type(w) is kind]
+"""
+ROW = "torch.randn(64, generator=torch.Generator().manual_seed(0))"
+
+Run = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Runs a cell in one kernel; its outputs. front_end: whether the sender names the cell, as JupyterLab does."""
+    manager, client = start_new_kernel(kernel_name="python3", startup_timeout=120)
+
+    def execute(code: str, front_end: bool = True) -> list[dict[str, Any]]:
+        content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False, "stop_on_error": True}
+        message = client.session.msg("execute_request", content, metadata={"cellId": "abc"} if front_end else {})
+        client.shell_channel.send(message)
+        found: list[dict[str, Any]] = []
+        while True:
+            heard = client.get_iopub_msg(timeout=120)
+            if heard["parent_header"].get("msg_id") != message["header"]["msg_id"]:
+                continue
+            if heard["msg_type"] == "error":
+                raise AssertionError("\n".join(heard["content"]["traceback"]))
+            if heard["msg_type"] in ("stream", "display_data", "execute_result"):
+                found.append(heard["content"])
+            if heard["msg_type"] == "status" and heard["content"]["execution_state"] == "idle":
+                return found
+
+    try:
+        execute(OPEN.format(root=str(tmp_path_factory.mktemp("workspace"))))
+        yield execute
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def printed(outputs: list[dict[str, Any]]) -> str:
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def test_without_a_front_end_an_explorer_is_its_default_figure(run: Run) -> None:
+    picture, sentence = run(f"lab.explore(explorers.number_line({ROW}))", front_end=False)
+    assert VIEW not in picture["data"]
+    assert "image/png" in picture["data"]
+    assert "E4M3 with a scale of 1 times" in sentence["data"]["text/markdown"]
+
+
+def test_with_a_front_end_it_has_controls_and_a_picture_for_pages_that_show_none(run: Run) -> None:
+    (shown,) = run(f"lab.explore(explorers.number_line({ROW}))")
+    assert {VIEW, "image/png", "text/plain"} <= shown["data"].keys()
+    assert shown["data"]["text/plain"].startswith("E4M3 with a scale of 1 times")
+
+
+def test_moving_a_slider_draws_another_picture_and_says_another_sentence(run: Run) -> None:
+    run(f"lab.explore(explorers.number_line({ROW}))")
+    code = """import json
+(slider,), (page,) = of(FloatLogSlider)[-1:], of(HTML)[-1:]
+before = page.value
+slider.value = 2.0**-4
+print(json.dumps([before, page.value]))"""
+    before, after = json.loads(printed(run(code)))
+    assert "a scale of 1 times" in before
+    assert "a scale of 0.0625 times" in after
+    assert before.split("base64,")[1] != after.split("base64,")[1]
+    assert 'alt="E4M3' in after
+
+
+def test_a_guess_that_is_typed_stands_beside_the_measurement(run: Run, tmp_path: Path) -> None:
+    asked = run("lab.predict('points', 0.5, 'How many <b> points?')")
+    assert VIEW in asked[-1]["data"]
+    run("of(FloatText)[-1].value = 0.2")
+    assert "you guessed 0.2" in printed(run("lab.outcome('points', 0.25)"))
+    assert "How many &lt;b&gt; points?" in printed(run("print(of(HTML)[-1].value)"))
+
+
+def test_without_a_front_end_the_guess_is_the_default(run: Run) -> None:
+    assert "The guess: 0.5" in printed(run("lab.predict('more', 0.5, 'How many?')", front_end=False))
+    assert "you guessed 0.5" in printed(run("lab.outcome('more', 1.0)", front_end=False))
