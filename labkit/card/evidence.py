@@ -60,7 +60,7 @@ def gather(folder: Path, workspace: Workspace) -> Evidence:
     model, variant = str(manifest.get("base") or short_name(str(folder))), str(manifest.get("variant") or "")
     lines = workspace.ledger.headlines(model=model) if variant else []
     own = [line for line in lines if line.variant == variant]
-    base = [line for line in lines if line.variant == BASELINE]
+    base = workspace.ledger.newest(model=model, variant=BASELINE) if variant else []  # of whatever purpose
     made = max((line.time for line in own if line.kind == "quantize" and line.metric == QUANTIZED), default="")
     fresh = [line for line in own if line.time >= made or line.kind in ("quantize", "size")]
     saved = list(_evaluations(workspace))

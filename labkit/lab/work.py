@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit import calibration, checkpoint, divergence, evaluation, quantize
+from labkit import calibration, checkpoint, divergence, evaluation, quantize, scorecard
 from labkit.compare import Recovery, compare_evaluations
 from labkit.engine import model_length, run_script
 from labkit.lab.notebook import evaluation_bar
@@ -78,6 +78,13 @@ class Lab(Serving, Simulating):
     ) -> Recovery:
         """Recovery of a candidate against the baseline on the same rows, or on the first; `differ`: what may differ."""
         return compare_evaluations(baseline, candidate, seed=self.profile.seed, first=first, differ=differ)
+
+    def scorecard(self) -> None:
+        """Every variant of this workspace: what it weighs, what it kept, how fast it is; as a table and a picture."""
+        rows = scorecard.scorecard(self.workspace, self.profile.main_task.name)
+        self.table([scorecard.cells(row) for row in rows])
+        if picture := scorecard.picture(rows):
+            self.show(picture)
 
     def held_out_rows(self, rows: int = 16) -> list[list[int]]:
         """Token rows of the calibration's source that no quantize of this lab has seen."""

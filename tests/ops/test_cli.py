@@ -87,7 +87,7 @@ def test_results_of_an_empty_workspace_say_how_to_make_some(course: Path, capsys
     assert main(["results"]) == 0
     assert "`labkit run` makes them" in capsys.readouterr().out
     assert main(["results", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == []
+    assert json.loads(capsys.readouterr().out) == {"variants": [], "headlines": []}
 
 
 def test_results_show_the_newest_headlines_only(course: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +106,8 @@ def test_results_show_the_newest_headlines_only(course: Path, capsys: pytest.Cap
     assert "11,900,000" in lines[3]
     assert len(lines) == 4
     assert main(["results", "--workspace", "elsewhere", "--json"]) == 0
-    assert [line["value"] for line in json.loads(capsys.readouterr().out)] == [0.94, 11_900_000]
+    found = json.loads(capsys.readouterr().out)["headlines"]
+    assert [line["value"] for line in found] == [0.94, 11_900_000]
 
 
 def test_a_damaged_ledger_is_a_failure_that_names_the_line(course: Path, capsys: pytest.CaptureFixture[str]) -> None:

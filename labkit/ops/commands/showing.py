@@ -16,27 +16,42 @@ if TYPE_CHECKING:
 
 def _results_options(parser: argparse.ArgumentParser) -> None:
     workspace_option(parser)
-    parser.add_argument("--json", action="store_true", help="print a JSON list of ledger lines")
+    parser.add_argument("--lines", action="store_true", help="print every headline figure of the ledger instead")
+    parser.add_argument("--picture", default="", metavar="FILE", help="draw accuracy against size and speed, as PNG")
+    parser.add_argument("--json", action="store_true", help="print a JSON object: variants and headlines")
 
 
 def _results(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
     from pathlib import Path
 
+    from labkit.errors import MissingResult
+    from labkit.ops.text import table
+    from labkit.scorecard import cells, picture, scorecard
     from labkit.workspace import Workspace, find_workspace
 
-    ledger = Workspace(find_workspace(arguments.workspace, Path.cwd())).ledger
-    headlines = ledger.headlines()
+    workspace = Workspace(find_workspace(arguments.workspace, Path.cwd()))
+    headlines, rows = workspace.ledger.headlines(), scorecard(workspace)
     if arguments.json:
-        print(json.dumps([asdict(measurement) for measurement in headlines], indent=2))
-    elif not headlines:
-        print(f"{ledger.path} holds no results yet; `labkit run` makes them")
+        found = {"variants": [asdict(row) for row in rows], "headlines": [asdict(line) for line in headlines]}
+        print(json.dumps(found, indent=2))
+    elif headlines and (arguments.lines or not rows):
+        print(_lines(headlines))
+    elif rows:
+        shown = [cells(row) for row in rows]
+        print(table(list(shown[0]), [list(row.values()) for row in shown], right=(2, 3, 4, 5, 6, 8, 9, 10)))
     else:
-        print(_results_table(headlines))
+        print(f"{workspace.root} holds no results yet; `labkit run` makes them")
+    if arguments.picture:
+        drawn = picture(rows)
+        if not drawn:
+            raise MissingResult("nothing was evaluated in this workspace", fix="labkit run 03, then draw it again")
+        drawn.drawing.savefig(arguments.picture, format="png", dpi=110)
+        print(f"\n{arguments.picture}: {drawn.description}")
     return 0
 
 
-def _results_table(headlines: Sequence[Measurement]) -> str:
+def _lines(headlines: Sequence[Measurement]) -> str:
     from labkit.ops.text import number, table
 
     header = ["model", "variant", "task", "metric", "value", "unit", "n", "lab", "measured"]
@@ -69,5 +84,5 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0 if found.all_labs_run else 1
 
 
-RESULTS = Command("print the headline results of a workspace", _results_options, _results)
+RESULTS = Command("print the scorecard of a workspace: every variant that was made", _results_options, _results)
 DOCTOR = Command("say what this machine can do and which labs will run", _doctor_options, _doctor)
