@@ -13,6 +13,7 @@ manifest holds the SHA-256 of each file: a flipped bit in a checkpoint is invisi
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -188,6 +189,15 @@ class Workspace:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise UsageError(f"{name!r} can't name a checkpoint", fix="use letters, digits, '.', '_' and '-'")
         return self.checkpoints / (f"{model}--{variant}" if model else variant)
+
+    @contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        """Lets one process at a time into the block of that name; one that ends, however it ends, lets go of it."""
+        folder = self.root / "cache" / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / name, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def new_run(self) -> Path:
         """A new folder under `runs/`, named by the UTC time; `runs/latest` points to it."""

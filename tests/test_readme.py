@@ -34,7 +34,10 @@ COMMANDS = {
     ". .venv/bin/activate": HERE,
     "labkit doctor": HERE,
     "labkit run 00": HERE,
+    "labkit run --jobs 2 --only-changed": "tests/ops/test_history.py::"
+    "test_what_has_not_changed_is_left_alone_and_still_counts",
     "labkit results": HERE,
+    "labkit book": "tests/ops/test_pages.py::test_a_run_leaves_pages_whose_links_all_lead_somewhere",
     "labkit serve fp8-dynamic": "tests/ops/test_serve.py::test_the_printed_line_works_and_a_signal_ends_all_of_it",
     "labkit publish fp8-dynamic published/fp8-dynamic": PUBLISH,
     "labkit fetch published/fp8-dynamic copy": PUBLISH,

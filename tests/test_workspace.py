@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,29 @@ write_atomically(pathlib.Path({str(path)!r}), "x" * 5000)
     assert path.read_text() == "old"
     assert names(tmp_path) == {"report.json"}
     assert os.access(path, os.W_OK)
+
+
+def test_one_at_a_time_is_let_into_an_exclusive_block(tmp_path):
+    workspace, order = Workspace(tmp_path), []
+    inside, leave = threading.Event(), threading.Event()
+
+    def first():
+        with workspace.exclusive("bf16"):
+            inside.set()
+            leave.wait(20)
+            order.append("first")
+
+    def second():
+        with workspace.exclusive("bf16"):
+            order.append("second")
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    assert inside.wait(20)
+    threads[1].start()
+    with workspace.exclusive("another name"):
+        assert order == []
+    leave.set()
+    for thread in threads:
+        thread.join(20)
+    assert order == ["first", "second"]

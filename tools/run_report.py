@@ -22,6 +22,10 @@ def last_report(given: str = "") -> dict[str, Any]:
     failed = [lab["name"] for lab in report["labs"] if lab["verdict"] != "passed"]
     if failed or not report["complete"]:
         raise MissingResult(f"{path}: the run did not pass ({', '.join(failed) or 'not complete'})", fix="make labs")
+    unchanged = [lab["name"] for lab in report["labs"] if lab.get("unchanged")]
+    if unchanged or report.get("jobs", 1) > 1:
+        how = f"{', '.join(unchanged)} did not run in it" if unchanged else "labs ran side by side in it"
+        raise MissingResult(f"{path}: {how}", why="times are those of a run of all labs, one by one", fix="make labs")
     return report
 
 

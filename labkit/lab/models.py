@@ -27,10 +27,15 @@ class Models(Telling):
             return checkpoint.resolve_model(self.model_source, offline=self.offline, cache=self.workspace.models)
         final = self.checkpoint(BASELINE)
         if not final.exists():
-            facts = {"outlier_factor": tiny.OUTLIER_FACTOR} if self.embedded else {"seed": tiny.SPEED_SEED}
-            with publishing(final, base=self.model_source, variant=BASELINE, **facts) as stage:
-                (tiny.materialize if self.embedded else tiny.materialize_speed_model)(stage)
+            with self.workspace.exclusive(final.name):  # labs that run side by side all want it
+                if not final.exists():
+                    self._make_base(final)
         return final
+
+    def _make_base(self, final: Path) -> None:
+        facts = {"outlier_factor": tiny.OUTLIER_FACTOR} if self.embedded else {"seed": tiny.SPEED_SEED}
+        with publishing(final, base=self.model_source, variant=BASELINE, **facts) as stage:
+            (tiny.materialize if self.embedded else tiny.materialize_speed_model)(stage)
 
     def with_outliers(self, k: float) -> Self:
         """The same lab on the embedded model with its planted outliers k times as large as the channel was."""

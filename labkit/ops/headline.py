@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from labkit.ledger import SPEEDUP, Kind, Ledger, Measurement
 from labkit.ops.records import Score
@@ -22,9 +22,15 @@ TELLING: tuple[Kind, ...] = (
 SHOWN = 4  # variants in one line of the table
 
 
-def run_headlines(ledger: Ledger, run: str) -> list[Measurement]:
-    """The newest headline lines of one run; raises DataError when the ledger is damaged."""
-    return ledger.headlines(run=run)
+def run_headlines(ledger: Ledger, run: str, origins: Mapping[str, str] | None = None) -> list[Measurement]:
+    """The newest headline lines of one run; raises DataError when the ledger is damaged.
+
+    origins: labs that were left alone, and the earlier run that each one's figures are from.
+    """
+    found = ledger.headlines(run=run)
+    for lab, earlier in (origins or {}).items():
+        found += ledger.headlines(run=earlier, lab=lab)
+    return found
 
 
 def scores(measured: Sequence[Measurement], profile: Profile) -> dict[str, Score]:

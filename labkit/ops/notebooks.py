@@ -2,10 +2,11 @@
 
 Everything here is read from the notebook file; nothing is executed. A notebook's metadata may hold
 
-    "labkit": {"needs": ["01_fp8_rtn"], "makes": ["int8-rtn"], "schemes": ["int8-w8a8"]}
+    "labkit": {"needs": ["01_fp8_rtn"], "makes": ["int8-rtn"], "schemes": ["int8-w8a8"], "alone": false}
 
 `needs`: labs whose results it reads. `makes`: checkpoint variants it publishes. `schemes`: rows of the capability
 matrix without which the whole lab is pointless on a machine (a lab that can leave a part out skips that part itself).
+`alone`: whether it measures speed, so that no other lab may run beside it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Lab:
     needs: tuple[str, ...]
     makes: tuple[str, ...]
     schemes: tuple[str, ...]
+    alone: bool
     parameters: Mapping[str, Any]
 
 
@@ -80,6 +82,9 @@ def read_lab(path: Path) -> Lab:
     for key, value in lists.items():
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise UsageError(f"{path}: metadata labkit.{key} is {value!r}", fix="write a list of names")
+    alone = about.get("alone", False)
+    if not isinstance(alone, bool):
+        raise UsageError(f"{path}: metadata labkit.alone is {alone!r}", fix="write true or false")
     return Lab(
         name=path.stem,
         path=path,
@@ -87,6 +92,7 @@ def read_lab(path: Path) -> Lab:
         needs=tuple(lists["needs"]),
         makes=tuple(lists["makes"]),
         schemes=tuple(lists["schemes"]),
+        alone=alone,
         parameters=parameters_of(notebook, str(path)),
     )
 

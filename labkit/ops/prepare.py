@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,15 @@ class Request:
     jobs: int = 1
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     parameters: tuple[tuple[str, str], ...] = ()
+    only_changed: bool = False
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that was found sound: `labs` in order, with those added that they need. Nothing is written yet."""
+    """A request that was found sound: `labs` in order, with those added that they need. Nothing is written yet.
+
+    known: all labs of the folder. inputs: model and data as the labs will find them, environment variables counted in.
+    """
 
     labs: tuple[Lab, ...]
     profile: Profile
@@ -42,12 +46,19 @@ class Prepared:
     jobs: int
     timeout_seconds: float
     parameters: Mapping[str, Any]
+    known: tuple[Lab, ...]
+    inputs: Parameters
+    only_changed: bool = False
 
 
 def prepare(request: Request, notebooks: Path | None = None) -> Prepared:
     """Checks a request against the labs of a folder; raises UsageError for anything that can't be as asked."""
     if request.jobs < 1:
         raise UsageError(f"jobs is {request.jobs}", fix="give the number of labs to run at once, 1 or more")
+    if request.jobs > 1:
+        from labkit.hardware import this_machine
+
+        refuse_shared_gpu(request.jobs, len(this_machine().gpus))
     if not request.timeout_seconds > 0:
         raise UsageError(f"timeout is {request.timeout_seconds}", fix="give the seconds that one lab may take")
     folder = notebooks or find_notebooks()
@@ -70,7 +81,29 @@ def prepare(request: Request, notebooks: Path | None = None) -> Prepared:
     output = Path(request.output).expanduser().absolute() if request.output else None
     if output and output.exists() and not output.is_dir():
         raise UsageError(f"the output {output} is not a folder", fix="name a folder, or one that does not exist yet")
-    return Prepared(plan, profile, workspace, output, request.jobs, request.timeout_seconds, values)
+    inputs = replace(named, model=absolute(named.model), data=absolute(named.data))
+    return Prepared(
+        plan,
+        profile,
+        workspace,
+        output,
+        request.jobs,
+        request.timeout_seconds,
+        values,
+        tuple(labs),
+        inputs,
+        request.only_changed,
+    )
+
+
+def refuse_shared_gpu(jobs: int, gpus: int) -> None:
+    """Raises UsageError if labs would run side by side on a GPU: each engine takes nearly all of its memory."""
+    if jobs > 1 and gpus:
+        raise UsageError(
+            f"jobs is {jobs} on a machine with {gpus} GPU{'s' if gpus > 1 else ''}",
+            why="an engine takes nearly all of a GPU's memory, so two labs at once would fail",
+            fix="leave out --jobs here; --only-changed saves time, too",
+        )
 
 
 def _single(name: str, option: str, pairs: Sequence[tuple[str, str]]) -> str:

@@ -38,10 +38,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class LabResult:
-    """How one lab ended. `notebook` and `log` are file names in the output folder, or None if there is none.
+    """How one lab ended. `notebook`, `page` (the same as HTML) and `log` are files of the output folder, or None.
 
     `peak_bytes` is the largest resident memory of the lab with its kernel and engines. `capability` says that a skipped
-    lab was skipped because this machine can't do it. `figure` is the lab's headline in one line.
+    lab was skipped because this machine can't do it. `figure` is the lab's headline in one line. `before_seconds` is
+    what it took when it last passed in this workspace, 0 if it never did. `unchanged`: it was left alone, for nothing
+    that goes into it has changed since.
     """
 
     name: str
@@ -51,10 +53,13 @@ class LabResult:
     peak_bytes: int = 0
     skipped: tuple[Skip, ...] = ()
     notebook: str | None = None
+    page: str | None = None
     log: str | None = None
     figure: str = ""
     capability: bool = False
     failure: Failure | None = None
+    before_seconds: float = 0.0
+    unchanged: bool = False
 
     @property
     def acceptable(self) -> bool:
@@ -77,6 +82,7 @@ class RunReport:
     workspace: str
     parameters: dict[str, object]
     machine: str
+    jobs: int = 1
     notes: tuple[str, ...] = ()
 
     @property

@@ -1,7 +1,7 @@
 """Runs labs: each in its own process tree, as soon as the labs that it needs have passed; judges and reports them.
 
-The report is written again after every lab, so
-that a run killed at any moment leaves one that is true: `complete` is false in it, and what had not ended says so.
+The report is written again after every lab, so that a run killed at any moment leaves one that is true: `complete` is
+false in it, and what had not ended says so.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +20,10 @@ from typing import Any
 from labkit.errors import LabError
 from labkit.ledger import utc_now
 from labkit.ops.headline import lab_figure, run_headlines, scores
+from labkit.ops.history import History
 from labkit.ops.labprocess import RunningLab, Setup, write_kernel
 from labkit.ops.notebooks import Lab
+from labkit.ops.pages import pages_of_run
 from labkit.ops.plan import values_for
 from labkit.ops.prepare import Prepared, absolute, absolute_target
 from labkit.ops.records import LabResult, RunReport
@@ -66,6 +69,9 @@ class _Run:
         self._id = output.name if prepared.output is None else _run_id()
         self._setup = Setup(output, scratch, _environment(prepared, self._id, scratch), prepared.timeout_seconds)
         self._stopped = ""
+        self._history = History(prepared)
+        self._keys: dict[str, str] = {}  # of the labs that were started, at their start
+        self._origin: dict[str, str] = {}  # the run that an unchanged lab's figures are from
 
     def go(self, signals: StopSignals) -> RunReport:
         self._write()
@@ -81,6 +87,11 @@ class _Run:
         if signals.received and (self._waiting or self._running):
             self._stopped = signals.name
             self._stop_all()
+        self._write()  # before the pages: they take a moment, and the verdicts are known
+        found = self._results
+        executed = [(lab, found[lab.name].notebook) for lab in self._prepared.labs if lab.name in found]
+        for name, page in pages_of_run(executed, self._output, self._tell).items():
+            found[name] = replace(found[name], page=page)
         return self._write()
 
     def _skip_impossible(self) -> None:
@@ -109,22 +120,49 @@ class _Run:
                 return
             if any(name in planned and name not in self._results for name in lab.needs):
                 continue
+            if self._running and (lab.alone or any(running.lab.alone for running in self._running)):
+                continue
             self._waiting.remove(lab)
-            try:
-                self._running.append(RunningLab(lab, self._values(lab), self._setup))
-                self._tell(f"{lab.name}: started")
-            except OSError as error:
-                self._end(LabResult(lab.name, "failed", f"it could not be started: {error}"))
+            if not self._left_alone(lab):
+                self._start(lab)
+
+    def _left_alone(self, lab: Lab) -> bool:
+        """Whether the lab passed before, and need not run again; remembers what goes into it in any case."""
+        try:
+            self._keys[lab.name] = self._history.key(lab, self._values(lab))
+        except (LabError, OSError):  # a damaged ledger: the lab itself will say so
+            return False
+        if not self._prepared.only_changed:
+            return False
+        found = self._history.unchanged(lab, self._keys[lab.name], self._output)
+        if found:
+            result, self._origin[lab.name] = found
+            self._end(result)
+        return found is not None
+
+    def _start(self, lab: Lab) -> None:
+        try:
+            self._running.append(RunningLab(lab, self._values(lab), self._setup))
+            self._tell(f"{lab.name}: started")
+        except OSError as error:
+            self._end(LabResult(lab.name, "failed", f"it could not be started: {error}"))
 
     def _values(self, lab: Lab) -> dict[str, Any]:
         everywhere = {"profile": self._prepared.profile.name, "workspace": str(self._prepared.workspace.root)}
         return values_for(lab, {**everywhere, **self._prepared.parameters})
 
     def _end(self, result: LabResult) -> None:
+        lab = next(lab for lab in self._prepared.labs if lab.name == result.name)
+        if not result.unchanged and (last := self._history.last(lab)):
+            result = replace(result, before_seconds=last.seconds)
         self._results[result.name] = result
         how = f"{result.verdict} after {duration(result.seconds)}" if result.seconds else result.verdict
         self._tell(f"{result.name}: {how}{', ' + result.reason if result.reason else ''}")
-        self._write()
+        report = self._write()
+        if result.verdict == "passed" and not result.unchanged and result.name in self._keys:
+            shown = next(found for found in report.labs if found.name == result.name)  # with its figure
+            with suppress(OSError, LabError):  # then it only runs again next time
+                self._history.remember(lab, shown, self._keys[lab.name], self._id, self._output)
 
     def _stop_all(self) -> None:
         self._tell(f"stopping: {self._stopped}")
@@ -150,13 +188,13 @@ class _Run:
         prepared, notes = self._prepared, []
         measured = []
         try:
-            measured = run_headlines(prepared.workspace.ledger, self._id)
+            measured = run_headlines(prepared.workspace.ledger, self._id, self._origin)
         except LabError as error:
             notes.append(f"the ledger can't be read, so no figures are shown: {error}")
         labs = []
         for lab in prepared.labs:
             result = self._results.get(lab.name) or LabResult(lab.name, "skipped", UNFINISHED)
-            labs.append(replace(result, figure=lab_figure(measured, lab.name, prepared.profile)))
+            labs.append(replace(result, figure=lab_figure(measured, lab.name, prepared.profile) or result.figure))
         return RunReport(
             profile=prepared.profile.name,
             seconds=round(time.monotonic() - self._began, 3),
@@ -169,6 +207,7 @@ class _Run:
             workspace=str(prepared.workspace.root),
             parameters=dict(prepared.parameters),
             machine=_machine_label(),
+            jobs=prepared.jobs,
             notes=tuple(notes),
         )
 

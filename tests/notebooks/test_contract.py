@@ -260,9 +260,11 @@ def test_the_command_writes_links_and_measured_times_and_then_finds_nothing_to_d
     [
         {"complete": False},
         {"labs": [{"name": "00_a", "seconds": 1, "verdict": "failed", "reason": "x", "peak_bytes": 1}]},
+        {"labs": [{"name": "00_a", "seconds": 0, "verdict": "passed", "reason": "unchanged", "unchanged": True}]},
+        {"jobs": 2},
     ],
 )
-def test_times_of_a_run_that_did_not_pass_are_never_written(
+def test_times_of_a_run_that_did_not_pass_one_by_one_are_never_written(
     two_labs: list[Path], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     folder, bad = str(two_labs[0].parent), str(report(tmp_path, **changes))

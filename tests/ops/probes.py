@@ -24,6 +24,7 @@ def write_lab(
     makes: Sequence[str] = (),
     schemes: Sequence[str] = (),
     parameters: str = PARAMETERS,
+    alone: bool = False,
     end: bool = True,
 ) -> Path:
     """Writes `NAME.ipynb`: a title, the parameters cell, `cells`, and the end mark."""
@@ -31,7 +32,12 @@ def write_lab(
     codes = [new_code_cell(cell) for cell in [*cells, *([END] if end else [])]]
     notebook = new_notebook(cells=[new_markdown_cell(f"# Probe {name}"), first, *codes])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook.metadata["labkit"] = {"needs": list(needs), "makes": list(makes), "schemes": list(schemes)}
+    notebook.metadata["labkit"] = {
+        "needs": list(needs),
+        "makes": list(makes),
+        "schemes": list(schemes),
+        "alone": alone,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.ipynb"
     nbformat.write(notebook, path)

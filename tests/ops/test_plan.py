@@ -10,7 +10,7 @@ from labkit.errors import UsageError
 from labkit.ledger import Measurement
 from labkit.ops.notebooks import Lab, find_labs
 from labkit.ops.plan import has_results, select_labs, with_needed
-from labkit.ops.prepare import Request, prepare
+from labkit.ops.prepare import Request, prepare, refuse_shared_gpu
 from labkit.profiles import TINY
 from labkit.workspace import Workspace, publishing
 from tests.ops.probes import write_lab
@@ -199,3 +199,10 @@ def test_the_embedded_model_is_not_taken_for_a_folder_of_its_name(
 def test_a_hub_id_is_left_as_it_is(notebooks: Path) -> None:
     prepared = prepare(Request(("00",), parameters=(("model", "Qwen/Qwen3-0.6B"),)), notebooks)
     assert prepared.parameters["model"] == "Qwen/Qwen3-0.6B"
+
+
+def test_labs_side_by_side_are_refused_on_a_gpu() -> None:
+    refuse_shared_gpu(1, 1)
+    refuse_shared_gpu(2, 0)
+    with pytest.raises(UsageError, match="jobs is 2 on a machine with 1 GPU"):
+        refuse_shared_gpu(2, 1)

@@ -205,7 +205,7 @@ def test_no_process_is_left_not_even_a_daemon_that_a_lab_started(everything: Don
 
 def test_the_output_folder_holds_notebooks_logs_and_reports_and_nothing_temporary(everything: Done) -> None:
     ran = [lab["name"] for lab in everything.report["labs"] if lab["log"]]
-    expected = {f"{name}.{end}" for name in ran for end in ("ipynb", "log")}
+    expected = {f"{name}.{end}" for name in ran for end in ("ipynb", "log", "html")}
     found = {path.name for path in everything.output.iterdir()}
     assert found == expected | {"report.json", "report.html", "junit.xml"}
     for name in ran:

@@ -3,7 +3,7 @@
 from labkit.ops.commands.command import Command
 from labkit.ops.commands.moving import FETCH, PUBLISH
 from labkit.ops.commands.piping import PIPELINE
-from labkit.ops.commands.running import LABS, RUN
+from labkit.ops.commands.running import BOOK, LABS, RUN
 from labkit.ops.commands.serving import SERVE
 from labkit.ops.commands.showing import DOCTOR, RESULTS
 from labkit.ops.commands.stepping import COMPARE, EVALUATE, QUANTIZE
@@ -13,6 +13,7 @@ COMMANDS: dict[str, Command] = {
     "results": RESULTS,
     "doctor": DOCTOR,
     "labs": LABS,
+    "book": BOOK,
     "serve": SERVE,
     "publish": PUBLISH,
     "fetch": FETCH,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from labkit.ops.commands.command import Command, common_options
+from labkit.ops.commands.command import Command, common_options, workspace_option
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +15,11 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     common_options(parser)
     parser.add_argument("--output", default="", help="folder of the report (default: a new one under WORKSPACE/runs/)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="labs that run at the same time (default: 1)")
+    parser.add_argument(
+        "--only-changed",
+        action="store_true",
+        help="leave labs alone that passed here before, if nothing that goes into them has changed",
+    )
     parser.add_argument(
         "--timeout",
         type=float,
@@ -35,6 +40,7 @@ def _run(arguments: argparse.Namespace) -> int:
             output=arguments.output,
             jobs=arguments.jobs,
             timeout_seconds=arguments.timeout,
+            only_changed=arguments.only_changed,
             parameters=tuple((name, value) for name, value in arguments.parameters),
         )
     )
@@ -67,5 +73,27 @@ def _labs(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _book_options(parser: argparse.ArgumentParser) -> None:
+    workspace_option(parser)
+    parser.add_argument("--run", default="", metavar="FOLDER", help="a run's folder (default: the workspace's latest)")
+    parser.add_argument("--output", default="book", metavar="FOLDER", help="where the pages go (default: book)")
+
+
+def _book(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from labkit.ops.notebooks import find_labs, find_notebooks
+    from labkit.ops.pages import write_book
+    from labkit.workspace import Workspace, find_workspace
+
+    notebooks = find_notebooks()
+    latest = Workspace(find_workspace(arguments.workspace, notebooks)).runs / "latest"
+    run = Path(arguments.run).expanduser() if arguments.run else latest.resolve()
+    pages = write_book(find_labs(notebooks), run, Path(arguments.output).expanduser())
+    print(f"{len(pages)} pages of the run {run.name}\n{pages[0].absolute()}")
+    return 0
+
+
 RUN = Command("run labs and report", _run_options, _run)
+BOOK = Command("make a static site of the labs that a run executed", _book_options, _book)
 LABS = Command("list the labs", _labs_options, _labs)

@@ -1,0 +1,114 @@
+"""`labkit run --only-changed`: what is the same is left alone, and whatever goes into a lab makes it run again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit.workspace import Workspace
+from tests.ops.probes import labkit, record, write_lab
+
+PUBLISH = """import pathlib
+from labkit.workspace import Workspace, publishing
+with publishing(Workspace(pathlib.Path(workspace)).checkpoint("int8-rtn"), base="tiny") as stage:
+    (stage / "config.json").write_text("{}")"""
+
+Run = Callable[..., dict[str, dict[str, Any]]]
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Path:
+    """Three labs: one that needs nothing, one that publishes a checkpoint, one that reads it."""
+    notebooks = tmp_path / "notebooks"
+    write_lab(notebooks, "00_start_here", record("bf16", 0.94))
+    write_lab(notebooks, "01_makes", PUBLISH, makes=["int8-rtn"])
+    write_lab(notebooks, "02_reads", record("int8-rtn", 0.5), needs=["01_makes"])
+    return tmp_path
+
+
+@pytest.fixture
+def run(course: Path) -> Run:
+    """Runs all labs, `--only-changed` unless told otherwise; the report's labs by number."""
+
+    def go(*words: str, env: dict[str, str] | None = None, flags: tuple[str, ...] = ("--only-changed",)) -> Any:
+        done = labkit("run", *flags, *words, cwd=course, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        report = json.loads((course / "workspace" / "runs" / "latest" / "report.json").read_text())
+        return {lab["name"][:2]: lab for lab in report["labs"]} | {"headline": report["headline"]}
+
+    return go
+
+
+def ran(labs: dict[str, dict[str, Any]]) -> list[str]:
+    return [number for number, lab in labs.items() if number != "headline" and not lab["unchanged"]]
+
+
+def test_what_has_not_changed_is_left_alone_and_still_counts(run: Run, course: Path) -> None:
+    first = run(flags=())
+    assert ran(first) == ["00", "01", "02"]
+    again = run("--jobs", "2")
+    assert ran(again) == []
+    for number in ("00", "01", "02"):
+        assert again[number]["verdict"] == "passed"
+        assert again[number]["reason"].startswith("unchanged since 20")
+        assert again[number]["before_seconds"] == first[number]["seconds"]
+        assert (course / "workspace" / "runs" / "latest" / str(again[number]["notebook"])).is_file()
+    assert again["00"]["figure"] == first["00"]["figure"] == "exact_match: bf16 0.940"
+    assert again["headline"] == first["headline"]
+    assert ran(run(flags=())) == ["00", "01", "02"], "without the flag everything runs"
+
+
+def test_a_changed_cell_runs_its_lab_and_what_reads_another_result(run: Run, course: Path) -> None:
+    run()
+    write_lab(course / "notebooks", "01_makes", PUBLISH, "more = 1", makes=["int8-rtn"])
+    assert ran(run()) == ["01"], "it made the same"
+    write_lab(course / "notebooks", "01_makes", PUBLISH.replace("{}", "{ }"), makes=["int8-rtn"])
+    assert ran(run()) == ["01", "02"]
+    assert ran(run()) == []
+
+
+def test_a_parameter_and_a_variable_of_the_environment_are_inputs(run: Run) -> None:
+    run()
+    assert ran(run("-p", "limit", "5")) == ["00", "01", "02"]
+    assert ran(run("-p", "limit", "5", env={"LABKIT_DATA_PARALLEL": "2"})) == ["00", "01", "02"]
+
+
+def test_a_file_of_the_data_is_an_input(run: Run, course: Path) -> None:
+    data = course / "data"
+    data.mkdir()
+    (data / "rows.jsonl").write_text("{}\n")
+    run("-p", "data", str(data))
+    assert ran(run("-p", "data", str(data))) == []
+    (data / "rows.jsonl").write_text("{} \n")
+    assert ran(run("-p", "data", str(data))) == ["00", "01", "02"]
+
+
+def test_what_is_lost_is_made_again(run: Run, course: Path) -> None:
+    run()
+    workspace = Workspace(course / "workspace")
+    (workspace.checkpoint("int8-rtn") / "labkit_manifest.json").unlink()
+    assert "01" in ran(run())
+    workspace.ledger.path.unlink()
+    assert ran(run()) == ["00", "02"]
+    (course / "workspace" / "passed" / "01_makes.json").write_text("{half")
+    assert "01" in ran(run())
+
+
+def test_a_lab_that_measures_speed_runs_with_nothing_beside_it(tmp_path: Path) -> None:
+    stamp = """import pathlib, time
+pathlib.Path(workspace).mkdir(exist_ok=True)
+began = time.time()
+time.sleep(1)
+(pathlib.Path(workspace) / "{name}.times").write_text(f"{{began}} {{time.time()}}")"""
+    names = ("00_start_here", "01_speed", "02_other", "03_another")
+    for name in names:
+        write_lab(tmp_path / "notebooks", name, stamp.format(name=name), alone=name == "01_speed")
+    done = labkit("run", "--jobs", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    spans = {name: [float(t) for t in (tmp_path / "workspace" / f"{name}.times").read_text().split()] for name in names}
+    began, ended = spans.pop("01_speed")
+    assert all(end < began or begin > ended for begin, end in spans.values())
