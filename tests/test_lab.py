@@ -106,17 +106,34 @@ def test_another_model_s_variants_have_names_of_their_own(tmp_path: Path) -> Non
     assert other.checkpoint("fp8-dynamic") == tmp_path / "checkpoints" / "Qwen3-0.6B--fp8-dynamic"
 
 
-def test_the_end_mark_is_written_only_where_the_runner_asks_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lab = lab_in(tmp_path)
-    lab.end()
-    assert "End of 03_evaluation." in capsys.readouterr().out
+def ended(folder: Path, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """`lab.end()` in a process of its own, as in a kernel: beside these tests other processes run."""
+    code = f"""from pathlib import Path
+from labkit.lab import Lab
+from labkit.profiles import TINY, Parameters
+from labkit.workspace import Workspace
+{before}
+Lab("03_evaluation", TINY, Workspace(Path({str(folder)!r})), Parameters()).end()"""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=clean_environment(**environment), capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_end_mark_is_written_only_where_the_runner_asks_for_it(tmp_path: Path) -> None:
+    alone = ended(tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    assert "End of 03_evaluation." in alone.stdout
     mark = tmp_path / "mark"
-    monkeypatch.setenv("LABKIT_END_FILE", str(mark))
-    monkeypatch.setenv("LABKIT_END_TOKEN", "a token")
-    lab.end()
+    assert ended(tmp_path, LABKIT_END_FILE=str(mark), LABKIT_END_TOKEN="a token").returncode == 0
     assert mark.read_text() == "a token"
+
+
+def test_a_lab_that_leaves_a_process_running_does_not_end_well(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    left = "import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)"
+    done = ended(tmp_path, left, LABKIT_END_FILE=str(mark), LABKIT_END_TOKEN="a token")
+    assert done.returncode == 1
+    assert "1 processes of this lab still run" in done.stderr
+    assert not mark.exists()
 
 
 def test_a_guess_stands_beside_the_measurement_and_in_the_ledger(
