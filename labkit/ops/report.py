@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from labkit.ops.junit import junit_xml
+from labkit.ops.pages import Site, filled
 from labkit.ops.records import RunReport
-from labkit.ops.text import duration, number, size, table
+from labkit.ops.text import number, size, table
 from labkit.workspace import write_atomically
-
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def write_report(report: RunReport, folder: Path) -> None:
@@ -28,18 +22,10 @@ def write_report(report: RunReport, folder: Path) -> None:
 
 def html(report: RunReport) -> str:
     """The report as one HTML page that needs no other file: styles inside, everything from the run escaped."""
-    return _template().render(
-        report=report, failures=[lab for lab in report.labs if not lab.acceptable and lab.failure]
-    )
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(size=size, duration=duration, number=number)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    failures = [lab for lab in report.labs if not lab.acceptable and lab.failure]
+    title = f"labkit run {report.run}: {'passed' if report.succeeded else 'not passed'}"
+    body = filled("report", report=report, failures=failures)
+    return Site("report.html", "The report", {}).page(title, body, "report.html")
 
 
 def result_table(report: RunReport) -> str:

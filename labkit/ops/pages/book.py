@@ -11,8 +11,7 @@ from typing import Any
 from labkit.errors import DataError, MissingResult
 from labkit.ops.notebooks import Lab
 from labkit.ops.pages.page import Site
-from labkit.ops.pages.render import HERE
-from labkit.ops.text import duration
+from labkit.ops.pages.template import filled
 from labkit.workspace import write_atomically
 
 TITLE = "Hands-on labs on quantizing large language models"
@@ -60,11 +59,6 @@ def _report(run: Path) -> dict[str, Any]:
 def _index(
     labs: Sequence[Lab], results: Mapping[str, Any], report: Mapping[str, Any], found: Mapping[str, Path]
 ) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["duration"] = duration
-    template = environment.from_string((HERE / "book.html.j2").read_text(encoding="utf-8"))
     rows = []
     for lab in labs:
         result = results.get(lab.name, {})
@@ -78,7 +72,7 @@ def _index(
                 "reason": result.get("reason", ""),
             }
         )
-    return str(template.render(title=TITLE, lead=LEAD, report=report, labs=rows))
+    return filled("book", title=TITLE, lead=LEAD, report=report, labs=rows)
 
 
 def question_of(notebook: Path) -> str:

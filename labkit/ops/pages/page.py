@@ -7,13 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from labkit.ops.pages.render import HERE, cells_html, code_css
-
-if TYPE_CHECKING:
-    from jinja2 import Template
+from labkit.ops.pages.render import cells_html, code_css
+from labkit.ops.pages.template import HERE, filled
 
 
 @dataclass(frozen=True)
@@ -30,9 +27,10 @@ class Site:
 
         entries = [(quote(f"{lab}.html"), text) for lab, text in self.titles.items()]
         place = next((i for i, (file, _) in enumerate(entries) if file == quote(current)), None)
-        return _template().render(
+        return filled(
+            "page",
             title=title,
-            css=Markup(style()),
+            css=Markup(_style()),
             home=self.home,
             home_name=self.home_name,
             entries=entries,
@@ -65,14 +63,6 @@ class Site:
 
 
 @cache
-def style() -> str:
+def _style() -> str:
     """The styles of every page."""
     return f"{(HERE / 'style.css').read_text(encoding='utf-8')}\n{code_css()}"
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string((HERE / "page.html.j2").read_text(encoding="utf-8"))

@@ -6,13 +6,13 @@ import copy
 import re
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from labkit.ops.pages.template import HERE
 
 if TYPE_CHECKING:
     from nbconvert.exporters import HTMLExporter
 
-HERE = Path(__file__).parent
 INJECTED = "injected-parameters"  # papermill's tag
 Link = Callable[[str], str | None]  # where a link of a notebook leads on the page; None: nowhere
 
