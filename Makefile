@@ -3,6 +3,7 @@
 #   PROFILE=NAME   the labs' profile (default: tiny)
 #   ARGS="..."     more arguments for the command that a target runs
 #   PYTHON=PATH    the Python 3.11 that makes the environment
+#   CHROMIUM=none  leaves out the tests that need a browser
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -30,11 +31,13 @@ KFP := .venv-kfp
 KFP_READY := $(KFP)/.ready-$(call key,requirements/kfp.txt)
 READY := $(VENV)/.ready-$(call key,$(LOCKS) pyproject.toml)
 
-.PHONY: help setup kfp labs lab test test-all lint lock bench figures clean
+BROWSER := $(if $(filter none,$(CHROMIUM)),--ignore=tests/browser)
+
+.PHONY: help setup kfp chromium labs lab test test-all test-browser lint lock bench figures clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name what; do
-	  printf '  make %-9s %s\n' "$$name" "$$what"
+	  printf '  make %-12s %s\n' "$$name" "$$what"
 	done
 
 setup: $(READY) ## make .venv from the lock, and put labkit into it
@@ -43,17 +46,34 @@ setup: $(READY) ## make .venv from the lock, and put labkit into it
 kfp: $(KFP_READY) ## make .venv-kfp, for the pipeline of lab 08, from its lock
 	@:
 
+chromium:
+	@[ "$(CHROMIUM)" != none ] || exit 0
+	! command -v chromium > /dev/null || exit 0
+	echo "Installing Debian's chromium, for the tests in a browser"
+	as_root=$$([ "$$(id -u)" = 0 ] || echo sudo -n)
+	export DEBIAN_FRONTEND=noninteractive
+	log=$$(mktemp)
+	{ $$as_root apt-get update && $$as_root apt-get install -y --no-install-recommends chromium fonts-liberation; } \
+	  < /dev/null &> "$$log" && rm "$$log" || {
+	  tail -5 "$$log" >&2
+	  echo "Chromium could not be installed ($$log). Install the package chromium, or leave its tests out: CHROMIUM=none" >&2
+	  exit 1
+	}
+
 labs: $(READY) $(KFP_READY) ## run all labs, print the table and the path of the report
 	@$(BIN)/labkit run $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
 
 lab: $(READY) $(KFP_READY) ## open JupyterLab at the first lab
 	@$(if $(PROFILE),LABKIT_PROFILE=$(PROFILE)) $(BIN)/jupyter lab $(ARGS) notebooks/00_start_here.ipynb
 
-test: $(READY) $(KFP_READY) ## run the tests of CI's tier
-	@$(BIN)/python -m pytest -m "not long" $(ARGS)
+test: $(READY) $(KFP_READY) chromium ## run the tests of CI's tier
+	@$(BIN)/python -m pytest -m "not long" $(BROWSER) $(ARGS)
 
-test-all: $(READY) $(KFP_READY) ## run all tests, the long tier too
-	@$(BIN)/python -m pytest $(ARGS)
+test-all: $(READY) $(KFP_READY) chromium ## run all tests, the long tier too
+	@$(BIN)/python -m pytest $(BROWSER) $(ARGS)
+
+test-browser: $(READY) $(KFP_READY) chromium ## run those of CI's tier that need a browser
+	@$(BIN)/python -m pytest -m "not long" tests/browser $(ARGS)
 
 lint: $(READY) ## ruff (lint and format, notebooks too) and mypy
 	@$(BIN)/ruff check .

@@ -120,6 +120,12 @@ def test_outputs_are_shown_as_they_were_and_nothing_of_them_is_executed(tmp_path
     assert """alt='three "bars" &amp; a line'""" in page
 
 
+def test_headings_can_be_led_to_and_lead_nowhere_themselves(tmp_path: Path) -> None:
+    page = page_of(tmp_path, new_markdown_cell("# Lab 00\n\n## What you_take `home`"))
+    assert '<h2 id="What-you_take-home">' in page
+    assert "anchor-link" not in page
+
+
 def test_titles_are_escaped_and_neighbours_are_named(tmp_path: Path) -> None:
     page = page_of(tmp_path, new_markdown_cell("# Lab 00"))
     assert "Lab 01: &lt;Next&gt; &amp; more →" in page

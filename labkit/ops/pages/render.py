@@ -68,7 +68,7 @@ def _renderer(link: Link) -> Any:
 
         def heading(self, text: str, level: int, **attrs: Any) -> str:
             whole = str(super().heading(text, level, **attrs))
-            return re.sub(r'<a class="anchor-link"[^>]*></a>', "", whole)  # a link with no text leads nobody
+            return re.sub(r'<a class="anchor-link"[^>]*(/>|></a>)', "", whole)  # a link with no text leads nobody
 
         def link(self, text: str, url: str, title: str | None = None) -> str:
             target = link(url)
