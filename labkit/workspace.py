@@ -170,6 +170,11 @@ class Workspace:
         return self.root / "runs"
 
     @property
+    def passed(self) -> Path:
+        """How each lab last passed: a file a lab."""
+        return self.root / "passed"
+
+    @property
     def models(self) -> Path:
         """Models that were brought from a bucket or the hub by their address, each contents once."""
         return self.root / "cache" / "models"

@@ -21,7 +21,7 @@ FLOORS: tuple[set[str], ...] = (
     {"ledger", "profiles", "processes", "hardware", "memory", "numerics", "tiny"}
     | {"localdata", "hubdata", "activations", "chatter", "estimates", "padding"},
     {"workspace", "engine", "rows", "simulation"},
-    {"transfer"},
+    {"transfer", "pace"},
     {"calibration", "checkpoint", "evaluation", "perplexity", "serving"},
     {"compare", "quantize", "divergence"},
     {"zeroquant", "card"},

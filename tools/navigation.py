@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
+from labkit.pace import rounded_up
 from tools import notebooks
-from tools.run_report import last_report, rounded_up
+from tools.run_report import last_report
 
 INDEX = "../README.md#the-labs"
 MARK = "<!-- navigation: written by python -m tools.navigation -->"

@@ -20,8 +20,9 @@ from labkit.errors import LabError
 from labkit.hardware.table import HARDWARE, SCHEMES, TABLE
 from labkit.ops.notebooks import read_lab
 from labkit.ops.text import number, size
+from labkit.pace import rounded_up
 from tools import navigation, notebooks
-from tools.run_report import last_report, rounded_up
+from tools.run_report import last_report
 
 README = notebooks.ROOT / "README.md"
 

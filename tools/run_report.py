@@ -10,12 +10,17 @@ from labkit.errors import MissingResult
 from labkit.workspace import find_workspace
 
 
+def newest(given: str = "") -> Path:
+    """Where the report is: `given`, else that of the workspace's newest run."""
+    return Path(given) if given else find_workspace() / "runs" / "latest" / "report.json"
+
+
 def last_report(given: str = "") -> dict[str, Any]:
     """The report of a complete, successful run: `given`, else the newest of the workspace.
 
     Raises MissingResult if there is none, or if it is of a run that failed or did not hold all labs' own times.
     """
-    path = Path(given) if given else find_workspace() / "runs" / "latest" / "report.json"
+    path = newest(given)
     if not path.is_file():
         raise MissingResult(f"there is no {path}", why="figures are taken from a run, never typed", fix="make labs")
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -27,8 +32,3 @@ def last_report(given: str = "") -> dict[str, Any]:
         how = f"{', '.join(unchanged)} did not run in it" if unchanged else "labs ran side by side in it"
         raise MissingResult(f"{path}: {how}", why="times are those of a run of all labs, one by one", fix="make labs")
     return report
-
-
-def rounded_up(seconds: float) -> str:
-    """A measured time as people say it: `40 s`, `3 min`; seconds to the next ten, minutes to the next whole one."""
-    return f"{max(10, -(-int(seconds) // 10) * 10)} s" if seconds < 95 else f"{-(-int(seconds) // 60)} min"

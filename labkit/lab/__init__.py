@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from labkit import hardware
-from labkit.lab import notebook
+from labkit.lab import notebook, pacing
 from labkit.lab.work import Lab
 from labkit.profiles import get_profile
 from labkit.transfer import bring_to_cache, is_address, parse
@@ -35,4 +35,5 @@ def open_lab(name: str, **parameters: Any) -> Lab:
         os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     print(f"Lab {name} · profile {profile.name} · model {lab.model_source} · workspace {lab.workspace.root}")
     print(f"This machine: {hardware.this_machine().label}")
+    pacing.say_before_long_cells(workspace, name, profile.name)
     return lab

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from labkit.errors import UsageError
 from labkit.profiles import Parameters
 
 OUTPUT_WIDTH = 96  # characters that a cell's output shows in JupyterLab on a small screen
+CLOCK_SECONDS = 1.0
 INJECTED = "# Parameters"  # how papermill begins the cell it injects
 
 
@@ -93,6 +95,27 @@ def progress_bar(total: int, what: str, unit: str) -> Iterator[Callable[[int], N
             bar.update(done - bar.n)
 
         yield show
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A clock, for what takes a while and can't say how far it is."""
+    from tqdm import tqdm
+
+    ended = threading.Event()
+    with tqdm(desc=what, bar_format="{desc}: {elapsed}", file=sys.stdout) as clock:
+
+        def tick() -> None:
+            while not ended.wait(CLOCK_SECONDS):
+                clock.refresh()
+
+        ticking = threading.Thread(target=tick)
+        ticking.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            ticking.join()
 
 
 @contextmanager

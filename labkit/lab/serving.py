@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit import checkpoint, hardware, processes, serving
-from labkit.lab.notebook import progress_bar
+from labkit.lab.notebook import progress_bar, waiting
 from labkit.lab.telling import Telling
 from labkit.ledger import SPEEDUP
 from labkit.profiles import Engine
@@ -73,32 +73,36 @@ class Serving(Telling):
 
     def measure_alone(self, folder: Path, decode: Load, prefill: Load, repeats: int, *, compiled: bool = True) -> Alone:
         """An engine without a server: its memory and, `repeats` times, its two phases; see serving.measure_alone."""
-        return serving.measure_alone(
-            folder,
-            decode,
-            prefill,
-            repeats=repeats,
-            engine=self._engine(compiled),
-            log=self.log(f"alone-{folder.name}"),
-            cache=self._compiled_cache,
-            offline=self.offline,
-            seed=self.profile.seed,
-        )
+        with waiting(f"{folder.name} without a server"):
+            return serving.measure_alone(
+                folder,
+                decode,
+                prefill,
+                repeats=repeats,
+                engine=self._engine(compiled),
+                log=self.log(f"alone-{folder.name}"),
+                cache=self._compiled_cache,
+                offline=self.offline,
+                seed=self.profile.seed,
+            )
 
     def kernel_times(self, config: Path, tokens: Sequence[int]) -> dict[bool, list[serving.KernelTime]]:
         """A model's widest product, the first of its MLP, by the CPU engine's kernels; see serving.kernel_times."""
         shape = checkpoint.read_config(config)
-        return serving.kernel_times(
-            2 * shape["intermediate_size"],  # gate and up are one product in vLLM
-            shape["hidden_size"],
-            tokens,
-            engine=self.profile.engine,
-            log=self.log("kernels"),
-        )
+        with waiting("kernels"):
+            return serving.kernel_times(
+                2 * shape["intermediate_size"],  # gate and up are one product in vLLM
+                shape["hidden_size"],
+                tokens,
+                engine=self.profile.engine,
+                log=self.log("kernels"),
+            )
 
     def online_schemes(self, folder: Path) -> list[serving.Online]:
         """What vLLM does with each of its names for rounding while it loads; see serving.online_schemes."""
-        return serving.online_schemes(folder, engine=self.profile.engine, log=self.log("online"), offline=self.offline)
+        engine, log = self.profile.engine, self.log("online")
+        with waiting("one engine after another"):
+            return serving.online_schemes(folder, engine=engine, log=log, offline=self.offline)
 
     def record_loads(self, variant: str, runs: Runs, headline: Load) -> None:
         """Every figure of a variant's loads goes into the ledger: those of `headline` as such, the rest as sweep."""

@@ -10,6 +10,7 @@ from labkit.chatter import children_to_log, to_log
 from labkit.errors import DataError
 from labkit.evaluation import Evaluation, Request
 from labkit.lab.models import Models
+from labkit.lab.notebook import waiting
 from labkit.perplexity import Losses, Row
 from labkit.zeroquant import Scored
 
@@ -62,11 +63,12 @@ class Simulating(Models):
 
     def perplexity_of(self, variant: str, texts: Mapping[str, Sequence[Row]]) -> dict[str, Losses]:
         """A checkpoint's losses on each text, by transformers; each perplexity is a headline of the ledger."""
-        model = self.load(self.checkpoint(variant))
-        try:
-            found = {name: perplexity.losses(model, rows) for name, rows in texts.items()}
-        finally:
-            memory.release(model)
+        with waiting(f"perplexity of {variant}"):
+            model = self.load(self.checkpoint(variant))
+            try:
+                found = {name: perplexity.losses(model, rows) for name, rows in texts.items()}
+            finally:
+                memory.release(model)
         lines = self._perplexities(found, variant=variant, backend="hf", settings=_rows_of(texts))
         self.workspace.ledger.append(lines)
         return found

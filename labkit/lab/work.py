@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from labkit import calibration, checkpoint, divergence, evaluation, quantize, scorecard
 from labkit.compare import Recovery, compare_evaluations
 from labkit.engine import model_length, run_script
-from labkit.lab.notebook import evaluation_bar
+from labkit.lab.notebook import evaluation_bar, waiting
 from labkit.lab.serving import Serving
 from labkit.lab.simulating import Simulating
 from labkit.tiny import corpus
@@ -128,15 +128,16 @@ class Lab(Serving, Simulating):
             "tensor_parallel_size": engine.tensor_parallel,
             **more,
         }
-        return run_script(
-            script,
-            job,
-            log=self.log("script"),
-            engine=engine,
-            offline=self.offline,
-            deadline_seconds=SCRIPT_SECONDS,
-            env=env,
-        )
+        with waiting(f"an engine with {folder.name}"):
+            return run_script(
+                script,
+                job,
+                log=self.log("script"),
+                engine=engine,
+                offline=self.offline,
+                deadline_seconds=SCRIPT_SECONDS,
+                env=env,
+            )
 
     def questions(self, count: int) -> list[str]:
         """A few questions to ask: unseen word problems, in the form that the embedded model was trained on."""

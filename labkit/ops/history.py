@@ -22,6 +22,7 @@ from labkit.ops.notebooks import Lab
 from labkit.ops.plan import other_model
 from labkit.ops.prepare import Prepared
 from labkit.ops.records import LabResult, Skip
+from labkit.pace import cell_seconds
 from labkit.workspace import MANIFEST, file_sha256, write_atomically
 
 OWN = ("LABKIT_RUN", "LABKIT_WORKSPACE", "LABKIT_LAB")  # what a runner sets, and a folder's name: no input of a lab
@@ -29,7 +30,10 @@ OWN = ("LABKIT_RUN", "LABKIT_WORKSPACE", "LABKIT_LAB")  # what a runner sets, an
 
 @dataclass(frozen=True)
 class Passed:
-    """A lab that passed. key: of all that went into it. made: of what it left. run, output: the run that it was in."""
+    """A lab that passed. key: of all that went into it. made: of what it left. run, output: the run that it was in.
+
+    profile, machine, cells: how long its cells took there, for `labkit.pace`, which reads them from this file.
+    """
 
     key: str
     made: str
@@ -40,13 +44,16 @@ class Passed:
     figure: str
     notebook: str | None
     skipped: tuple[Skip, ...]
+    profile: str
+    machine: str
+    cells: dict[str, float]
 
 
 class History:
     """What a workspace remembers of its labs, for one run."""
 
     def __init__(self, prepared: Prepared) -> None:
-        self._prepared, self._folder = prepared, prepared.workspace.root / "passed"
+        self._prepared, self._folder = prepared, prepared.workspace.passed
         self._by_name = {lab.name: lab for lab in prepared.known}
 
     def last(self, lab: Lab) -> Passed | None:
@@ -94,11 +101,23 @@ class History:
 
     def remember(self, lab: Lab, result: LabResult, key: str, run: str, output: Path) -> None:
         """Writes down that a lab has passed; `key` is that of its start."""
-        made = Passed(
-            key, self._made(lab, run), run, str(output), utc_now(), result.seconds, result.figure, result.notebook, ()
+        from labkit.hardware import this_machine
+
+        passed = Passed(
+            key=key,
+            made=self._made(lab, run),
+            run=run,
+            output=str(output),
+            ended=utc_now(),
+            seconds=result.seconds,
+            figure=result.figure,
+            notebook=result.notebook,
+            skipped=result.skipped,
+            profile=self._prepared.profile.name,
+            machine=this_machine().label,
+            cells=cell_seconds(output / result.notebook) if result.notebook else {},
         )
-        record = asdict(made) | {"skipped": [asdict(skip) for skip in result.skipped]}
-        write_atomically(self._path(lab), json.dumps(record, indent=1) + "\n")
+        write_atomically(self._path(lab), json.dumps(asdict(passed), indent=1) + "\n")
 
     def _path(self, lab: Lab) -> Path:
         return self._folder / f"{lab.name}.json"

@@ -9,11 +9,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from labkit.ops.pages.template import HERE
+from labkit.pace import INJECTED
 
 if TYPE_CHECKING:
     from nbconvert.exporters import HTMLExporter
 
-INJECTED = "injected-parameters"  # papermill's tag
 Link = Callable[[str], str | None]  # where a link of a notebook leads on the page; None: nowhere
 
 
