@@ -1,4 +1,4 @@
-"""A lab says before a long cell how long it takes: as it did in this workspace, else as it did where it was measured."""
+"""A lab says before a long cell how long it takes: as in this workspace's last run, else as where it was measured."""
 
 from __future__ import annotations
 
@@ -94,6 +94,4 @@ def test_a_run_keeps_the_times_of_its_cells_and_its_labs_say_them(labs_run: Labs
         kept = json.loads((labs_run.workspace.passed / f"{lab['name']}.json").read_text())
         assert kept["profile"] == "tiny"
         assert kept["cells"] == pace.cell_seconds(labs_run.output / lab["notebook"])
-    assert sum(
-        "Takes about" in (labs_run.output / f"{lab['name']}.ipynb").read_text() for lab in labs_run.report["labs"]
-    )
+    assert "Takes about" in (labs_run.output / "01_fp8_rtn.ipynb").read_text()

@@ -34,9 +34,7 @@ def stale() -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes or checks; exit code 1 if a check finds something or no run can be read."""
     parser = argparse.ArgumentParser(prog="python -m tools.paces", description="Write how long cells take.")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail if the file knows a cell that is gone"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a cell is gone")
     parser.add_argument("--report", default="", help="report.json (default: of the workspace's newest run)")
     args = parser.parse_args(arguments)
     if args.check:
