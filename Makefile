@@ -88,7 +88,7 @@ bench: $(READY) $(KFP_READY) ## measure speed and memory against what labkit rep
 
 figures: $(READY) ## write the last run's times and figures into the notebooks' headers and the README
 	@$(BIN)/python -m tools.navigation $(ARGS)
-	$(BIN)/python -m tools.readme_tables $(ARGS)
+	$(BIN)/python -m tools.tables $(ARGS)
 	$(BIN)/python -m tools.paces $(ARGS)
 	$(BIN)/python -m tools.picture
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks import table
 from benchmarks.results import RESULTS, Report, Result
 from labkit.ops import text
-from tools.readme_tables import markdown_table
+from tools.tables import markdown_table
 
 README = Path(__file__).with_name("README.md")
 

@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import LabError
-from tools import links, readme_tables
+from tools import links, notebooks, tables
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-MARKS = ("gpu", "hub", "s3", "conda", "cluster")
+INSTRUCTORS = ROOT / "INSTRUCTORS.md"
+MARKS = ("gpu", "hub", "s3", "conda", "cluster", "container")
 
 # The list: every command of a fenced `sh` block, and the test that runs it, or the marks it carries instead.
 HERE = "tests/test_readme.py::test_the_command_runs_as_the_readme_says"
@@ -59,6 +60,15 @@ COMMANDS = {
     "PIP_NO_DEPS=1 conda env create -f environment.yml": "[conda] [gpu]",
     "conda run -n labkit pip install --no-deps --no-build-isolation -e .": "[conda] [gpu]",
 }
+TEACHING = {  # of INSTRUCTORS.md
+    "podman build --build-arg LOCK=gpu -t labs .": "[container]",
+    "podman run --rm --device nvidia.com/gpu=all labs labkit doctor --profile workbench": "[container] [gpu]",
+    "labkit fetch --profile workbench s3://BUCKET/labs": "[hub] [s3]",
+    "labkit doctor --profile workbench": "[gpu]",
+    "labkit run --profile workbench": "[gpu] [hub]",
+    "labkit book": COMMANDS["labkit book"],
+}
+PAGES = {README: COMMANDS, INSTRUCTORS: TEACHING}
 
 
 def commands(text: str) -> dict[str, str]:
@@ -72,13 +82,16 @@ def commands(text: str) -> dict[str, str]:
     return found
 
 
-def test_every_command_is_in_the_list_and_the_list_holds_no_other() -> None:
-    assert commands(README.read_text()).keys() == COMMANDS.keys()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_is_in_the_list_and_the_list_holds_no_other(page: Path) -> None:
+    assert commands(page.read_text()).keys() == PAGES[page].keys()
 
 
-def test_commands_that_no_test_runs_carry_their_marks() -> None:
-    for command, marks in commands(README.read_text()).items():
-        assert marks == (COMMANDS[command] if COMMANDS[command].startswith("[") else ""), command
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_no_test_runs_carry_their_marks(page: Path) -> None:
+    for command, marks in commands(page.read_text()).items():
+        listed = PAGES[page][command]
+        assert marks == (listed if listed.startswith("[") else ""), command
 
 
 @pytest.mark.parametrize("test", sorted({test for test in COMMANDS.values() if not test.startswith("[")}))
@@ -162,13 +175,13 @@ def test_make_lab_opens_jupyterlab_at_the_first_lab(tmp_path: Path) -> None:
 
 
 def test_the_tables_of_labs_and_hardware_are_generated_and_current_and_figures_are_there() -> None:
-    assert readme_tables.problems(README.read_text()) == []
+    assert tables.problems() == []
 
 
 def test_the_hardware_table_says_what_the_capability_matrix_says() -> None:
     from labkit.hardware.capability import HARDWARE, SCHEMES, judge
 
-    header, _, *rows = readme_tables.block(README.read_text(), "hardware").splitlines()
+    header, _, *rows = tables.block(README.read_text(), "hardware").splitlines()
     schemes = [cell.strip() for cell in header.strip("|").split("|")][1:]
     assert schemes == list(SCHEMES)
     builds = {"cpu": "cpu", "mi300": "rocm", "amd": "rocm"}
@@ -180,43 +193,68 @@ def test_the_hardware_table_says_what_the_capability_matrix_says() -> None:
 
 
 @pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """The README with empty tables."""
-    text = README.read_text()
-    for name in ("labs", "hardware", "figures"):
-        text = readme_tables.with_block(text, name, "")
-    path = tmp_path / "README.md"
-    path.write_text(text)
-    return path
+def empty(tmp_path: Path) -> Path:
+    """A folder with both pages, their tables empty."""
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    for page, names in ((README, ("labs", "hardware", "figures")), (INSTRUCTORS, ("timing", "disk"))):
+        text = page.read_text()
+        for name in names:
+            text = tables.with_block(text, name, "")
+        (folder / page.name).write_text(text)
+    return folder
 
 
-def test_the_command_fills_every_table_from_a_run_and_check_then_finds_nothing(copy: Path, tmp_path: Path) -> None:
+def test_the_command_fills_every_table_from_a_run_and_check_then_finds_nothing(empty: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
+    (tmp_path / "workspace").mkdir()
+    (tmp_path / "workspace" / "checkpoint").write_bytes(b"0" * 2_000_000)
     score = {"value": 0.94, "stderr": 0.011, "n": 500, "task": "tiny_problems"}
     run = {"profile": "tiny", "machine": "2 cores", "complete": True, "seconds": 200.0, "headline": {"bf16": score}}
-    lab = {"name": "00_start_here", "verdict": "passed", "reason": "", "seconds": 5.0, "peak_bytes": 1_200_000_000}
-    report.write_text(json.dumps({**run, "labs": [lab]}))
-    assert len(readme_tables.problems(copy.read_text())) == 3
-    assert readme_tables.main(["--readme", str(copy), "--report", str(report)]) == 0
-    assert "| `bf16` | 0.940 ± 0.011 | 500 |" in copy.read_text()
-    assert "all labs took 4 min and at most 1.2 GB of memory on 2 cores" in copy.read_text()
-    assert readme_tables.problems(copy.read_text()) == []
+    labs = [
+        {"name": path.stem, "verdict": "passed", "reason": "", "seconds": 5.0, "peak_bytes": 1_200_000_000}
+        for path in notebooks.lab_paths()
+    ]
+    report.write_text(json.dumps({**run, "labs": labs, "workspace": str(tmp_path / "workspace")}))
+    assert len(tables.problems(empty)) == 5
+    assert tables.main(["--folder", str(empty), "--report", str(report)]) == 0
+    written, teaching = (empty / "README.md").read_text(), (empty / "INSTRUCTORS.md").read_text()
+    assert "| `bf16` | 0.940 ± 0.011 | 500 |" in written
+    assert "all labs took 4 min and at most 1.2 GB of memory on 2 cores" in written
+    assert "| `00_start_here` | 10 s | 1.2 GB |" in teaching
+    assert "| all, one after another | 4 min | 1.2 GB |" in teaching
+    assert "The workspace then held 2.0 MB." in teaching
+    assert "15.2 GB of BF16 weights" in teaching
+    assert tables.problems(empty) == []
 
 
-def test_figures_of_a_failed_run_are_not_written(copy: Path, tmp_path: Path) -> None:
+def test_figures_of_a_failed_run_are_not_written(empty: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     lab = {"name": "01_fp8_rtn", "verdict": "failed", "reason": "x", "seconds": 5.0, "peak_bytes": 1}
     report.write_text(json.dumps({"complete": True, "labs": [lab], "headline": {}}))
-    assert readme_tables.main(["--readme", str(copy), "--report", str(report)]) == 1
-    assert readme_tables.block(copy.read_text(), "figures") == ""
+    assert tables.main(["--folder", str(empty), "--report", str(report)]) == 1
+    assert tables.block((empty / "README.md").read_text(), "figures") == ""
 
 
 def test_a_missing_mark_is_a_clear_error() -> None:
-    with pytest.raises(LabError, match=re.escape("README.md has no <!-- labs -->")):
-        readme_tables.block("# labkit\n", "labs")
+    with pytest.raises(LabError, match=re.escape("there is no <!-- labs -->")):
+        tables.block("# labkit\n", "labs")
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_the_image_is_built_by_make_from_files_that_are_here() -> None:
+    """No engine that builds images is at hand: what can be held is that its words mean something in this checkout."""
+    said = (ROOT / "Containerfile").read_text()
+    (made,) = re.findall(r"make ([a-z ]+) LOCK=", said)
+    planned = subprocess.run(["make", "-n", *made.split(), "LOCK=cpu"], cwd=ROOT, capture_output=True, text=True)
+    assert planned.returncode == 0, planned.stderr
+    (first,) = re.findall(r"notebooks/\S+\.ipynb", said)
+    assert (ROOT / first).is_file()
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert not [name for name in kept if name.split("/")[0] in ignored], "the image lacks what git holds"
+
+
+@pytest.mark.parametrize("name", ["README.md", "INSTRUCTORS.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_resolve(name: str) -> None:
     assert links.broken((ROOT / name).read_text(), ROOT / name) == []
 

@@ -11,7 +11,7 @@ from typing import Any
 from labkit.errors import LabError
 from labkit.ops.notebooks import Lab
 from labkit.ops.runner import blocked_by_machine
-from labkit.profiles import EMBEDDED, Engine, Profile
+from labkit.profiles import BASELINE, EMBEDDED, Engine, Profile
 from labkit.transfer import is_address, parse, peek
 
 # What a lab takes beside its model: a kernel and an engine with their libraries; logs and samples,
@@ -121,8 +121,7 @@ def common_lacks(
         lacks.append("no vLLM is installed; run `make labs` again")
     if model.unreachable:
         lacks.append(model.unreachable)
-    variants = len({variant for lab in labs for variant in lab.makes} - {"bf16"})
-    disk = RUN_BYTES + model.weight_bytes * (1 + VARIANT_SHARE * variants)
+    disk = disk_needed(labs, model.weight_bytes)
     if here.disk_free_bytes < disk:
         lacks.append(f"free disk at the workspace: {_gb(here.disk_free_bytes)}, needed about {_gb(disk)}")
     on_gpu = here.gpu_memory_bytes > 0 and here.engine in ("cuda", "rocm")
@@ -132,6 +131,12 @@ def common_lacks(
     if on_gpu:
         lacks += gpu_lacks(profile.engine, model, here)
     return lacks
+
+
+def disk_needed(labs: Sequence[Lab], weight_bytes: int) -> float:
+    """Bytes that a workspace grows to about: the model, the labs' variants of it, logs and samples."""
+    variants = len({variant for lab in labs for variant in lab.makes} - {BASELINE})
+    return RUN_BYTES + weight_bytes * (1 + VARIANT_SHARE * variants)
 
 
 def gpu_lacks(engine: Engine, model: ModelState, here: Resources) -> list[str]:

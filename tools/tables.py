@@ -1,8 +1,8 @@
-"""Writes what is generated in README.md: the tables of labs and of hardware, and the figures of the last run.
+"""Writes what is generated in README.md and INSTRUCTORS.md: labs, hardware, and the last run's figures and times.
 
-    python -m tools.readme_tables              all three, the figures from the newest run's report.json
-    python -m tools.readme_tables --report F   figures from that report
-    python -m tools.readme_tables --check      writes nothing; fails if a table is not what it would become
+    python -m tools.tables              all of it, figures and times from the newest run's report.json
+    python -m tools.tables --report F   from that report
+    python -m tools.tables --check      writes nothing; fails if a table is not what it would become
 
 Each stands between two HTML comments: <!-- labs --> ... <!-- /labs -->, and so on.
 """
@@ -18,13 +18,15 @@ from typing import Any
 
 from labkit.errors import LabError
 from labkit.hardware.table import HARDWARE, SCHEMES, TABLE
-from labkit.ops.notebooks import read_lab
+from labkit.memory.config import QWEN_7B
+from labkit.ops.notebooks import find_labs, read_lab
+from labkit.ops.outlook import bf16_bytes, disk_needed
 from labkit.ops.text import number, size
 from labkit.pace import rounded_up
 from tools import navigation, notebooks
 from tools.run_report import last_report
 
-README = notebooks.ROOT / "README.md"
+README, INSTRUCTORS = "README.md", "INSTRUCTORS.md"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -63,11 +65,33 @@ def figures_text(report: dict[str, Any]) -> str:
     return f"{markdown_table(['variant', 'score ± standard error', 'samples'], rows)}\n\n{told}"
 
 
+def timing_text(report: dict[str, Any]) -> str:
+    """How long each lab of a run took, its peak memory, and what they left on disk."""
+    rows = [[f"`{lab['name']}`", rounded_up(lab["seconds"]), size(lab["peak_bytes"])] for lab in report["labs"]]
+    peak = size(max(lab["peak_bytes"] for lab in report["labs"]))
+    rows.append(["all, one after another", rounded_up(report["seconds"]), peak])
+    told = f"On {report['machine']}, profile `{report['profile']}`."
+    workspace = Path(report["workspace"])
+    if held := sum(path.lstat().st_size for path in workspace.rglob("*") if path.is_file()):
+        told += f" The workspace then held {size(held)}."
+    return f"{markdown_table(['lab', 'time', 'peak memory'], rows)}\n\n{told}"
+
+
+def disk_text() -> str:
+    """What the labs need on disk with the workbench's model, as `labkit doctor` counts it."""
+    model = bf16_bytes(QWEN_7B)
+    needed = disk_needed(find_labs(notebooks.ROOT / "notebooks"), model)
+    return (
+        f"On disk the `workbench` profile needs about {size(needed)}: {size(model)} of BF16 weights, all variants of "
+        "all labs, logs and samples. That is an estimate, by the same count as in `labkit doctor`."
+    )
+
+
 def block(text: str, name: str) -> str:
     """What stands between the marks of that name; raises LabError if there are none."""
     found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
     if not found:
-        raise LabError(f"README.md has no <!-- {name} --> ... <!-- /{name} -->", fix="put the two comments back")
+        raise LabError(f"there is no <!-- {name} --> ... <!-- /{name} -->", fix="put the two comments back")
     return found[1].strip("\n")
 
 
@@ -78,41 +102,51 @@ def with_block(text: str, name: str, content: str) -> str:
     return marks.sub(lambda match: f"{match[1]}{content}\n{match[2]}", text)
 
 
-def problems(text: str) -> list[str]:
-    """What --check finds."""
+def problems(folder: Path = notebooks.ROOT) -> list[str]:
+    """What --check finds in a folder's README.md and INSTRUCTORS.md."""
+    text, teaching = ((folder / name).read_text(encoding="utf-8") for name in (README, INSTRUCTORS))
     wanted = {"labs": labs_table(notebooks.lab_paths()), "hardware": hardware_table()}
     found = [f"the table of {name} is stale" for name, content in wanted.items() if block(text, name) != content]
     if not re.search(
         r"\| `bf16` \| [\d.]+ ± [\d.]+ \| \d+ \|\n(.*\n)+Task `\w+` on the `\w+` profile", block(text, "figures")
     ):
         found.append("the figures of a run are missing")
+    if block(teaching, "disk") != disk_text():
+        found.append("what INSTRUCTORS.md says of disks is stale")
+    timed = re.findall(r"^\| `(\w+)` \|", block(teaching, "timing"), re.MULTILINE)
+    if timed != [path.stem for path in notebooks.lab_paths()]:
+        found.append("INSTRUCTORS.md does not have all labs' times")
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes or checks; exit code 1 if a check finds something or no run can be read."""
-    parser = argparse.ArgumentParser(prog="python -m tools.readme_tables", description="Write README.md's tables.")
+    parser = argparse.ArgumentParser(prog="python -m tools.tables", description="Write README.md's tables.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a table is stale")
     parser.add_argument("--report", default="", help="report.json (default: of the workspace's newest run)")
-    parser.add_argument("--readme", type=Path, default=README, help="the file to write")
+    parser.add_argument("--folder", type=Path, default=notebooks.ROOT, help="where the two files are")
     args = parser.parse_args(arguments)
-    text = args.readme.read_text(encoding="utf-8")
+    text, teaching = ((args.folder / name).read_text(encoding="utf-8") for name in (README, INSTRUCTORS))
     if args.check:
-        found = problems(text)
+        found = problems(args.folder)
         print(
             "\n".join(f"{problem}; run `make figures` after `make labs`" for problem in found)
-            or "README.md is current."
+            or "README.md and INSTRUCTORS.md are current."
         )
         return 1 if found else 0
     text = with_block(text, "labs", labs_table(notebooks.lab_paths()))
     text = with_block(text, "hardware", hardware_table())
+    teaching = with_block(teaching, "disk", disk_text())
     code = 0
     try:
-        text = with_block(text, "figures", figures_text(last_report(args.report)))
+        report = last_report(args.report)
+        text = with_block(text, "figures", figures_text(report))
+        teaching = with_block(teaching, "timing", timing_text(report))
     except LabError as error:
         print(f"figures are left as they are: {error}", file=sys.stderr)
         code = 1
-    args.readme.write_text(text, encoding="utf-8")
+    (args.folder / README).write_text(text, encoding="utf-8")
+    (args.folder / INSTRUCTORS).write_text(teaching, encoding="utf-8")
     return code
 
 
