@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+Z_95 = 1.96  # standard errors to each side of a 95% interval
+
 
 def ratio_stderr(scores: Sequence[float], weights: Sequence[float]) -> float:
     """The standard error of Σ s·w / Σ w over rows (Cochran, Sampling Techniques, 6.3); of a mean if weights are equal.

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from labkit.card import Evidence, gather
 from labkit.checkpoint import Inspection
+from labkit.estimates import Z_95
 from labkit.figures import Figure, tradeoff
 from labkit.ledger import SPEEDUP, Measurement
 from labkit.profiles import BASELINE
 from labkit.workspace import MANIFEST, Workspace
 
-Z = 1.96  # standard errors to each side of a 95% interval
 RATE = "output_tok_per_s"
 
 
@@ -128,7 +128,7 @@ def _row(evidence: Evidence, task: str) -> Row:
         bits_per_weight=8 * evidence.inspection.total_bytes / parameters(evidence.inspection),
         task=measured.task if measured else "",
         accuracy=measured.value if measured else None,
-        interval=None if error is None else Z * error,
+        interval=None if error is None else Z_95 * error,
         n=measured.n if measured else None,
         recovery=recovery.ratio if recovery and compared and evidence.variant != BASELINE else None,
         verdict=verdict,

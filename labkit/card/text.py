@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from labkit.card.evidence import Evidence, Score
 from labkit.compare.recovery import LEVEL
+from labkit.estimates import Z_95
 from labkit.hardware import HARDWARE, TABLE, Verdict
 
 if TYPE_CHECKING:
     from labkit.ledger import Measurement
 
 CARD = "README.md"
-Z = 1.96  # standard errors to each side of a 95% interval
 UNITS = {"share": "", "perplexity": "", "tok/s": "tokens/s", "req/s": "requests/s", "×": "times the base model"}
 PLAIN = "bf16"
 
@@ -155,7 +155,7 @@ def _with_interval(line: Measurement) -> str:
     """A score and its interval; a share's stays between 0 and 1."""
     if line.stderr is None:
         return f"{line.value:.3f}"
-    low, high = line.value - Z * line.stderr, line.value + Z * line.stderr
+    low, high = line.value - Z_95 * line.stderr, line.value + Z_95 * line.stderr
     if line.unit == "share":
         low, high = max(0.0, low), min(1.0, high)
     return f"{line.value:.3f} ({low:.3f} to {high:.3f})"
