@@ -109,7 +109,7 @@ def waiting(what: str) -> Iterator[None]:
             while not ended.wait(CLOCK_SECONDS):
                 clock.refresh()
 
-        ticking = threading.Thread(target=tick)
+        ticking = threading.Thread(target=tick, name="clock")
         ticking.start()
         try:
             yield
