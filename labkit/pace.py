@@ -22,7 +22,7 @@ INJECTED = "injected-parameters"  # papermill's tag
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a lab's noticeable cells by their keys, and the machine that they were measured on."""
+    """Seconds of a lab's noticeable cells by their keys. machine: where they were measured; "" for this workspace."""
 
     machine: str
     cells: Mapping[str, float]
@@ -44,7 +44,7 @@ def expected(workspace: Workspace, lab: str, profile: str) -> Pace | None:
             for key in keys:
                 found = found[key]
             if found.get("profile", profile) == profile and found["cells"]:
-                return Pace(str(found["machine"]), {key: float(value) for key, value in found["cells"].items()})
+                return Pace(found.get("machine", ""), {key: float(value) for key, value in found["cells"].items()})
         except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no run yet, or one of an older labkit
             continue
     return None

@@ -56,12 +56,12 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def labs_run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> LabsRun:
-    """All labs, run once as an instructor would: by `labkit run`, in the long tier by `make labs` on a new clone."""
+    """All labs, run once: by `labkit run --jobs 2`, in the long tier by `make labs` on a new clone, one by one."""
     if any(NEWCOMER in getattr(item, "fixturenames", ()) for item in request.session.items):
         made: LabsRun = request.getfixturevalue(NEWCOMER)
         return made
     root = tmp_path_factory.mktemp("labs")
-    command = [sys.executable, "-m", "labkit.ops.cli", "run"]
+    command = [sys.executable, "-m", "labkit.ops.cli", "run", "--jobs", "2"]
     command += ["--workspace", str(root / "workspace"), "--output", str(root / "out")]
     returncode, said = _run(command, ROOT, clean_environment())
     return LabsRun(returncode, said, Workspace(root / "workspace"), root / "out")

@@ -37,7 +37,7 @@ def test_this_workspaces_own_run_goes_before_what_ships_and_another_profiles_doe
     assert max(shipped.cells.values()) >= pace.NOTICEABLE_SECONDS
     assert pace.expected(workspace, "01_fp8_rtn", "workbench") is None
     workspace.passed.mkdir()
-    own = {"profile": "workbench", "machine": "a GPU", "cells": {pace.cell_key("slow"): 200.0}}
+    own = {"profile": "workbench", "cells": {pace.cell_key("slow"): 200.0}}
     (workspace.passed / "01_fp8_rtn.json").write_text(json.dumps(own))
     found = pace.expected(workspace, "01_fp8_rtn", "workbench")
     assert found is not None
@@ -58,13 +58,16 @@ def test_times_are_rounded_up_as_people_say_them(seconds: float, said: str) -> N
 def test_a_long_cell_says_so_in_its_first_line_and_only_once(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     workspace.passed.mkdir()
-    known = {"profile": "tiny", "machine": "2 cores", "cells": {pace.cell_key("print('done')"): 41.0}}
+    known = {"profile": "tiny", "cells": {pace.cell_key("print('done')"): 41.0}}
     (workspace.passed / "probe.json").write_text(json.dumps(known))
     manager, client = start_new_kernel(kernel_name="python3", startup_timeout=120)
     try:
         opening = f"import labkit\nlab = labkit.open_lab('probe', profile='tiny', workspace={str(tmp_path)!r})"
         assert "Takes about" not in said(client, opening) + said(client, opening)  # a learner runs it again
-        assert said(client, "print('done')") == "Takes about 50 s on the tiny profile (measured on 2 cores).\ndone\n"
+        assert (
+            said(client, "print('done')")
+            == "Takes about 50 s on the tiny profile, as when it last ran in this workspace.\ndone\n"
+        )
         assert said(client, "print('other')") == "other\n"
     finally:
         client.stop_channels()

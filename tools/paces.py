@@ -47,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"times of cells are left as they are: {error}", file=sys.stderr)
         return 1
     known = json.loads(pace.SHIPPED.read_text(encoding="utf-8")) if pace.SHIPPED.is_file() else {}
+    machine = ", ".join(part for part in report["machine"].split(", ") if "+" not in part and part != "no GPU")
     known[report["profile"]] = {
-        lab["name"]: {"machine": report["machine"], "cells": pace.cell_seconds(folder / lab["notebook"])}
+        lab["name"]: {"machine": machine, "cells": pace.cell_seconds(folder / lab["notebook"])}
         for lab in report["labs"]
     }
     write_atomically(pace.SHIPPED, json.dumps(known, indent=1, sort_keys=True) + "\n")

@@ -24,9 +24,11 @@ def say_before_long_cells(workspace: Workspace, lab: str, profile: str) -> None:
     if known is None:
         return
 
+    where = f"as measured on {known.machine}" if known.machine else "as when it last ran in this workspace"
+
     def say(info: Any) -> None:
         if seconds := known.of(info.raw_cell or ""):
-            print(f"Takes about {pace.rounded_up(seconds)} on the {profile} profile (measured on {known.machine}).")
+            print(f"Takes about {pace.rounded_up(seconds)} on the {profile} profile, {where}.")
 
     shell.events.register("pre_run_cell", say)
     _saying.append(say)

@@ -32,7 +32,7 @@ OWN = ("LABKIT_RUN", "LABKIT_WORKSPACE", "LABKIT_LAB")  # what a runner sets, an
 class Passed:
     """A lab that passed. key: of all that went into it. made: of what it left. run, output: the run that it was in.
 
-    profile, machine, cells: how long its cells took there, for `labkit.pace`, which reads them from this file.
+    profile, cells: how long its cells took there, for `labkit.pace`, which reads them from this file.
     """
 
     key: str
@@ -45,7 +45,6 @@ class Passed:
     notebook: str | None
     skipped: tuple[Skip, ...]
     profile: str
-    machine: str
     cells: dict[str, float]
 
 
@@ -101,8 +100,6 @@ class History:
 
     def remember(self, lab: Lab, result: LabResult, key: str, run: str, output: Path) -> None:
         """Writes down that a lab has passed; `key` is that of its start."""
-        from labkit.hardware import this_machine
-
         passed = Passed(
             key=key,
             made=self._made(lab, run),
@@ -114,7 +111,6 @@ class History:
             notebook=result.notebook,
             skipped=result.skipped,
             profile=self._prepared.profile.name,
-            machine=this_machine().label,
             cells=cell_seconds(output / result.notebook) if result.notebook else {},
         )
         write_atomically(self._path(lab), json.dumps(asdict(passed), indent=1) + "\n")
