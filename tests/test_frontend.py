@@ -102,3 +102,22 @@ def test_a_guess_that_is_typed_stands_beside_the_measurement(run: Run, tmp_path:
 def test_without_a_front_end_the_guess_is_the_default(run: Run) -> None:
     assert "The guess: 0.5" in printed(run("lab.predict('more', 0.5, 'How many?')", front_end=False))
     assert "you guessed 0.5" in printed(run("lab.outcome('more', 1.0)", front_end=False))
+
+
+CLOCK = """import threading, time
+from labkit.lab import notebook
+try:
+    with notebook.waiting("an engine"):
+        time.sleep(2.5 * notebook.CLOCK_SECONDS)
+        raise KeyError
+except KeyError:
+    print("clocks left:", sum(thread.name == "clock" for thread in threading.enumerate()))"""
+
+
+def test_a_clock_runs_for_those_who_watch_and_ends_with_what_it_waits_for(run: Run) -> None:
+    watched, unwatched = printed(run(CLOCK)), printed(run(CLOCK, front_end=False))
+    assert "an engine: 00:01" in watched
+    assert "an engine: 00:01" not in unwatched, "a saved notebook needs no line for each second"
+    for said in (watched, unwatched):
+        assert "an engine: 00:02" in said
+        assert "clocks left: 0" in said

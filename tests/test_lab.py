@@ -6,16 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import nbformat
 import pytest
 
 import labkit
-from labkit.errors import LabError, MissingResult, UsageError
-from labkit.lab import Lab, notebook, open_lab
+from labkit.errors import MissingResult, UsageError
+from labkit.lab import Lab, open_lab
 from labkit.lab.notebook import assigned_names
 from labkit.profiles import TINY, Parameters
 from labkit.workspace import Workspace, publishing
@@ -160,20 +158,6 @@ def test_a_skipped_part_reaches_the_runner_with_its_reason(tmp_path: Path, monke
     monkeypatch.setenv("LABKIT_SKIPS_FILE", str(skips))
     lab_in(tmp_path).skip("serving FP8", 'the "static" operator is missing')
     assert skips.read_text() == '{"part": "serving FP8", "reason": "the \\"static\\" operator is missing"}\n'
-
-
-def test_a_clock_runs_while_something_goes_on_and_stops_with_it(capsys: pytest.CaptureFixture[str]) -> None:
-    def breaks() -> None:
-        with notebook.waiting("an engine"):
-            time.sleep(2 * notebook.CLOCK_SECONDS)
-            raise LabError("it broke")
-
-    with pytest.raises(LabError, match="it broke"):
-        breaks()
-    seen = capsys.readouterr().out
-    assert "an engine: 00:00" in seen
-    assert "an engine: 00:01" in seen, "it goes on while nothing else is said"
-    assert "clock" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_assigned_names_reads_papermill_s_cell() -> None:

@@ -16,6 +16,7 @@ from dataclasses import fields
 from typing import Any
 
 from labkit.errors import UsageError
+from labkit.lab import frontend
 from labkit.profiles import Parameters
 
 OUTPUT_WIDTH = 96  # characters that a cell's output shows in JupyterLab on a small screen
@@ -99,7 +100,7 @@ def progress_bar(total: int, what: str, unit: str) -> Iterator[Callable[[int], N
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """A clock, for what takes a while and can't say how far it is."""
+    """A clock, for what takes a while and can't say how far it is. It ticks where somebody watches it."""
     from tqdm import tqdm
 
     ended = threading.Event()
@@ -110,12 +111,15 @@ def waiting(what: str) -> Iterator[None]:
                 clock.refresh()
 
         ticking = threading.Thread(target=tick, name="clock")
-        ticking.start()
+        if frontend.present():
+            ticking.start()
         try:
             yield
         finally:
             ended.set()
-            ticking.join()
+            if ticking.ident:
+                ticking.join()
+            clock.refresh()
 
 
 @contextmanager
