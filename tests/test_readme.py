@@ -61,11 +61,12 @@ COMMANDS = {
     "conda run -n labkit pip install --no-deps --no-build-isolation -e .": "[conda] [gpu]",
 }
 TEACHING = {  # of INSTRUCTORS.md
-    "podman build --build-arg LOCK=gpu -t labs .": "[container]",
-    "podman run --rm --device nvidia.com/gpu=all labs labkit doctor --profile workbench": "[container] [gpu]",
+    "podman build --build-arg LOCK=gpu --build-arg PROFILE=workbench -t labs .": "[container]",
+    "podman run --rm --device nvidia.com/gpu=all labs labkit doctor": "[container] [gpu]",
+    "podman run --rm -p 127.0.0.1:8888:8888 -e LABS_IP=0.0.0.0 -v labs:/opt/app-root/src labs": "[container]",
     "labkit fetch --profile workbench s3://BUCKET/labs": "[hub] [s3]",
-    "labkit doctor --profile workbench": "[gpu]",
-    "labkit run --profile workbench": "[gpu] [hub]",
+    "labkit doctor": HERE,
+    "labkit run": "tests/test_labs.py::test_every_lab_passes",
     "labkit book": COMMANDS["labkit book"],
 }
 PAGES = {README: COMMANDS, INSTRUCTORS: TEACHING}

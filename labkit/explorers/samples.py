@@ -29,14 +29,14 @@ def sample_size(accuracy: float = 0.75, differing: float = 0.06) -> Explorer:
             COUNTS,
             power,
             n,
-            f"A loss of {loss:g} points from {accuracy:.0%}, the models differing on {apart:.1%} of the rows: with "
+            f"A loss of {loss:g} points from {accuracy:.1%}, the models differing on {apart:.1%} of the rows: with "
             f"{n:,} samples it shows in {detection_power(n, accuracy, lost, apart):.0%} of all evaluations if both "
             f"models answer the same rows, in {detection_power(n, accuracy, lost, None):.0%} if not. For 80% it takes "
             f"{paired:,} paired samples, or {unpaired:,} of each.",
         )
 
     controls = {
-        "accuracy": Slider("baseline's accuracy", 0.3, 0.99, 0.01, min(max(round(accuracy, 2), 0.3), 0.99)),
+        "accuracy": Slider("baseline's accuracy", 0.3, 0.999, 0.001, min(max(round(accuracy, 3), 0.3), 0.999)),
         "differing": Slider("rows that differ, %", 0.5, 30, 0.5, min(max(round(200 * differing) / 2, 0.5), 30)),
         "loss": Slider("loss, points", 0.25, 5, 0.25, 1),
         "samples": Slider("samples", 4, 16, 0.5, 8, power=True),

@@ -80,7 +80,7 @@ def _widget(control: Slider | Choice) -> Any:
     if isinstance(control, Choice):
         return ipywidgets.Dropdown(options=control.options, value=control.value, description=control.label, style=LABEL)
     kind = ipywidgets.FloatSlider
-    value, form, more = control.value, ".2f", {}
+    value, form, more = control.value, ".2f" if control.step >= 0.01 else ".3f", {}
     if control.power:
         kind, value, more = ipywidgets.FloatLogSlider, 2.0**control.value, {"base": 2}
         form = ",.0f" if control.low >= 0 else ".3g"

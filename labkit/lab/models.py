@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from labkit import calibration, checkpoint, hardware, tiny
 from labkit.errors import MissingResult
+from labkit.lab.notebook import waiting
 from labkit.lab.telling import Telling
 from labkit.profiles import BASELINE, EMBEDDED
 from labkit.workspace import publishing, read_manifest
@@ -24,7 +26,9 @@ class Models(Telling):
     def base(self) -> Path:
         """The folder of the unquantized model; one of labkit's own is written on first use."""
         if not self.own_model:
-            return checkpoint.resolve_model(self.model_source, offline=self.offline, cache=self.workspace.models)
+            here = Path(self.model_source).expanduser().is_dir()
+            with nullcontext() if here else waiting(f"bringing {self.model_source}"):
+                return checkpoint.resolve_model(self.model_source, offline=self.offline, cache=self.workspace.models)
         final = self.checkpoint(BASELINE)
         if not final.exists():
             with self.workspace.exclusive(final.name):  # labs that run side by side all want it
