@@ -81,7 +81,7 @@ def _renderer(link: Link) -> Any:
             return "" if html.startswith("<!--") else str(super().inline_html(html))
 
         def table(self, text: str) -> str:
-            return f'<div class="wide"><table>{text}</table></div>\n'
+            return f'<div class="wide" tabindex="0"><table>{text}</table></div>\n'
 
     return Renderer(escape=True, anchor_link_text="")
 
