@@ -23,14 +23,14 @@ SHOWN = 4  # variants in one line of the table
 
 
 def run_headlines(ledger: Ledger, run: str, origins: Mapping[str, str] | None = None) -> list[Measurement]:
-    """The newest headline lines of one run; raises DataError when the ledger is damaged.
+    """The newest headline lines of one run, lab by lab, whichever ended first; raises DataError for a damaged ledger.
 
     origins: labs that were left alone, and the earlier run that each one's figures are from.
     """
     found = ledger.headlines(run=run)
     for lab, earlier in (origins or {}).items():
         found += ledger.headlines(run=earlier, lab=lab)
-    return found
+    return sorted(found, key=lambda line: line.lab)
 
 
 def scores(measured: Sequence[Measurement], profile: Profile) -> dict[str, Score]:
