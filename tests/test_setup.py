@@ -230,6 +230,17 @@ def test_help_names_every_target(project: Path) -> None:
         assert f"make {target} " in shown
 
 
+def test_without_a_browser_and_a_way_to_install_one_it_says_what_to_do(project: Path, tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "make", "cat", "cut", "grep", "id", "mktemp", "rm", "sha256sum", "tail"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    failed = make(project, "chromium", PATH=str(tools))
+    assert failed.returncode != 0
+    assert "Install the package chromium, or leave its tests out: CHROMIUM=none" in failed.stderr
+    assert make(project, "chromium", "CHROMIUM=none", PATH=str(tools)).returncode == 0
+
+
 def test_ci_runs_the_readmes_test_command() -> None:
     shown = subprocess.run(
         ["bash", ".ci/run"], cwd=ROOT, env={**os.environ, "MAKEFLAGS": "n"}, capture_output=True, text=True
