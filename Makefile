@@ -31,7 +31,8 @@ KFP := .venv-kfp
 KFP_READY := $(KFP)/.ready-$(call key,requirements/kfp.txt)
 READY := $(VENV)/.ready-$(call key,$(LOCKS) pyproject.toml)
 
-BROWSER := $(if $(filter none,$(CHROMIUM)),--ignore=tests/browser)
+# Not named BROWSER: make would hand it down to JupyterLab, which opens what that names.
+LEFT_OUT := $(if $(filter none,$(CHROMIUM)),--ignore=tests/browser)
 
 .PHONY: help setup kfp chromium labs lab test test-all test-browser lint lock bench figures clean
 
@@ -67,10 +68,10 @@ lab: $(READY) $(KFP_READY) ## open JupyterLab at the first lab
 	@$(if $(PROFILE),LABKIT_PROFILE=$(PROFILE)) $(BIN)/jupyter lab $(ARGS) notebooks/00_start_here.ipynb
 
 test: $(READY) $(KFP_READY) chromium ## run the tests of CI's tier
-	@$(BIN)/python -m pytest -m "not long" $(BROWSER) $(ARGS)
+	@$(BIN)/python -m pytest -m "not long" $(LEFT_OUT) $(ARGS)
 
 test-all: $(READY) $(KFP_READY) chromium ## run all tests, the long tier too
-	@$(BIN)/python -m pytest $(BROWSER) $(ARGS)
+	@$(BIN)/python -m pytest $(LEFT_OUT) $(ARGS)
 
 test-browser: $(READY) $(KFP_READY) chromium ## run those of CI's tier that need a browser
 	@$(BIN)/python -m pytest -m "not long" tests/browser $(ARGS)
