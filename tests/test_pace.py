@@ -87,6 +87,19 @@ def said(client: object, code: str) -> str:
     return "".join(lines)
 
 
+def test_the_command_takes_a_runs_times_and_keeps_other_profiles(tmp_path: Path) -> None:
+    executed(tmp_path / "01_fp8_rtn.ipynb", slow=41.04)
+    lab = {"name": "01_fp8_rtn", "verdict": "passed", "notebook": "01_fp8_rtn.ipynb"}
+    report = {"profile": "tiny", "machine": "2 cores, avx2+avx512f, no GPU", "complete": True, "labs": [lab]}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    (tmp_path / "paces.json").write_text(json.dumps({"workbench": {"kept": True}}))
+    assert paces.main(["--report", str(tmp_path / "report.json"), "--output", str(tmp_path / "paces.json")]) == 0
+    assert json.loads((tmp_path / "paces.json").read_text()) == {
+        "tiny": {"01_fp8_rtn": {"machine": "2 cores", "cells": {pace.cell_key("slow"): 41.0}}},
+        "workbench": {"kept": True},
+    }
+
+
 def test_the_times_that_ship_are_of_cells_that_are_there() -> None:
     assert paces.stale() == []
 

@@ -10,7 +10,6 @@ which do not show:  **It takes** <!-- time -->40 s (`tiny` profile, measured on 
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import Any
 from labkit.errors import LabError
 from labkit.pace import rounded_up
 from tools import notebooks
-from tools.run_report import last_report
+from tools.run_report import last_report, parser
 
 INDEX = "../README.md#the-labs"
 MARK = "<!-- navigation: written by python -m tools.navigation -->"
@@ -94,11 +93,9 @@ def problems(paths: Sequence[Path]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes or checks; exit code 1 if a check finds something or no run can be read."""
-    parser = argparse.ArgumentParser(prog="python -m tools.navigation", description="Write the generated lines.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if a line is missing or stale")
-    parser.add_argument("--report", default="", help="report.json (default: of the workspace's newest run)")
-    parser.add_argument("--notebooks", type=Path, default=notebooks.LABS, help="folder of the labs")
-    args = parser.parse_args(arguments)
+    options = parser("navigation", "Write the generated lines.", check="a line is missing or stale")
+    options.add_argument("--notebooks", type=Path, default=notebooks.LABS, help="folder of the labs")
+    args = options.parse_args(arguments)
     paths = notebooks.lab_paths(args.notebooks)
     if args.check:
         found = problems(paths)

@@ -7,16 +7,16 @@ python -m tools.paces --check      writes nothing; fails if a time is of a cell 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from labkit import pace
 from labkit.errors import LabError
 from labkit.workspace import write_atomically
 from tools import notebooks
-from tools.run_report import last_report, newest
+from tools.run_report import last_report, newest, parser
 
 
 def stale() -> list[str]:
@@ -33,10 +33,9 @@ def stale() -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes or checks; exit code 1 if a check finds something or no run can be read."""
-    parser = argparse.ArgumentParser(prog="python -m tools.paces", description="Write how long cells take.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if a cell is gone")
-    parser.add_argument("--report", default="", help="report.json (default: of the workspace's newest run)")
-    args = parser.parse_args(arguments)
+    options = parser("paces", "Write how long cells take.", check="a cell is gone")
+    options.add_argument("--output", type=Path, default=pace.SHIPPED, help="the file to write")
+    args = options.parse_args(arguments)
     if args.check:
         gone = stale()
         print(f"cells of {', '.join(gone)} have changed; run `make figures` after `make labs`" if gone else "current")
@@ -46,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LabError as error:
         print(f"times of cells are left as they are: {error}", file=sys.stderr)
         return 1
-    known = json.loads(pace.SHIPPED.read_text(encoding="utf-8")) if pace.SHIPPED.is_file() else {}
+    known = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else {}
     machine = ", ".join(part for part in report["machine"].split(", ") if "+" not in part and part != "no GPU")
     known[report["profile"]] = {
         lab["name"]: {"machine": machine, "cells": pace.cell_seconds(folder / lab["notebook"])}
         for lab in report["labs"]
     }
-    write_atomically(pace.SHIPPED, json.dumps(known, indent=1, sort_keys=True) + "\n")
+    write_atomically(args.output, json.dumps(known, indent=1, sort_keys=True) + "\n")
     return 0
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import MissingResult
 from labkit.workspace import find_workspace
+
+
+def parser(module: str, description: str, check: str) -> argparse.ArgumentParser:
+    """The options of a command that writes from a run: where its report is, or to check only, which fails if ..."""
+    made = argparse.ArgumentParser(prog=f"python -m tools.{module}", description=description)
+    made.add_argument("--check", action="store_true", help=f"write nothing; fail if {check}")
+    made.add_argument("--report", default="", help="report.json (default: of the workspace's newest run)")
+    return made
 
 
 def newest(given: str = "") -> Path:

@@ -9,7 +9,6 @@ Each stands between two HTML comments: <!-- labs --> ... <!-- /labs -->, and so 
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from labkit.ops.outlook import bf16_bytes, disk_needed
 from labkit.ops.text import number, size
 from labkit.pace import rounded_up
 from tools import navigation, notebooks
-from tools.run_report import last_report
+from tools.run_report import last_report, parser
 
 README, INSTRUCTORS = "README.md", "INSTRUCTORS.md"
 
@@ -122,11 +121,9 @@ def problems(folder: Path = notebooks.ROOT) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes or checks; exit code 1 if a check finds something or no run can be read."""
-    parser = argparse.ArgumentParser(prog="python -m tools.tables", description="Write README.md's tables.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if a table is stale")
-    parser.add_argument("--report", default="", help="report.json (default: of the workspace's newest run)")
-    parser.add_argument("--folder", type=Path, default=notebooks.ROOT, help="where the two files are")
-    args = parser.parse_args(arguments)
+    options = parser("tables", "Write README.md's tables.", check="a table is stale")
+    options.add_argument("--folder", type=Path, default=notebooks.ROOT, help="where the two files are")
+    args = options.parse_args(arguments)
     text, teaching = ((args.folder / name).read_text(encoding="utf-8") for name in (README, INSTRUCTORS))
     if args.check:
         found = problems(args.folder)
