@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import evaluating, piping, quantizing, readme, simulating, starting, table, transferring
+from benchmarks import evaluating, exploring, piping, quantizing, readme, simulating, starting, table, transferring
 from benchmarks.results import RESULTS, Report, Result
 from labkit.errors import LabError
 from labkit.hardware import stack_versions, this_machine
@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "simulated": simulating.run_layer,
     "grid": simulating.run_grid,
     "lorc": simulating.run_lorc,
+    exploring.NAME: exploring.run,
     "s3-send": transferring.run_send,
     "s3-bring": transferring.run_bring,
     "labs": starting.run_labs,
