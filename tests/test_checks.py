@@ -287,6 +287,16 @@ def test_a_wrong_answer_gets_the_hint(tmp_path: Path, answer: Any) -> None:
         lab_of(tmp_path).exercise(checks.answer_is(answer, 2.0, 0.01, "count again"))
 
 
+def test_any_choice_stands_where_the_samples_cannot_tell_but_no_other_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for answer in (True, False):
+        lab_of(tmp_path).exercise(checks.choice_is(answer, None, "think of the activations"))
+        assert f"✔ {answer} stands: so few samples can't tell" in capsys.readouterr().out
+    with pytest.raises(CheckFailed, match="think of the activations"):
+        lab_of(tmp_path).exercise(checks.choice_is(None, None, "think of the activations"))
+
+
 @pytest.mark.parametrize(("answer", "right"), [(True, False), (1, True), ("BOS", "chat_template"), (None, False)])
 def test_a_wrong_choice_gets_the_hint(tmp_path: Path, answer: Any, right: Any) -> None:
     with pytest.raises(CheckFailed, match="think of the activations"):

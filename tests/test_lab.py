@@ -127,6 +127,16 @@ def test_the_end_mark_is_written_only_where_the_runner_asks_for_it(tmp_path: Pat
     assert mark.read_text() == "a token"
 
 
+def test_the_end_frees_the_scratch_of_this_lab_and_nothing_else(tmp_path: Path) -> None:
+    kept = [tmp_path / "cache" / "07_publish" / "back", tmp_path / "checkpoints" / "fp8-dynamic"]
+    freed = lab_in(tmp_path).scratch("copy")
+    for folder in [freed, *kept]:
+        folder.mkdir(parents=True)
+    assert ended(tmp_path).returncode == 0
+    assert not freed.exists()
+    assert all(folder.is_dir() for folder in kept)
+
+
 def test_a_lab_that_leaves_a_process_running_does_not_end_well(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     left = "import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)"

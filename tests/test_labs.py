@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import os
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from labkit.hardware import capability
+from labkit.ops.notebooks import find_labs
 from labkit.profiles import TINY
 from labkit.simulation import paper_grid
 from labkit.workspace import verify_manifest
@@ -150,6 +152,16 @@ def test_each_published_checkpoint_is_whole(labs_run: LabsRun) -> None:
     for folder in folders:
         assert not folder.name.startswith("."), f"{folder} was left behind"
         verify_manifest(folder)
+
+
+def test_the_labs_keep_as_many_copies_of_the_model_as_their_metadata_says_and_no_scratch(labs_run: LabsRun) -> None:
+    """What the embedded model has besides does not grow with a model: lab 04's own, lab 05's with larger outliers."""
+    root = labs_run.workspace.root
+    own = re.compile("speed-|tiny-k")
+    folders = {path.parent for path in root.rglob("*.safetensors") if not own.match(path.parent.name)}
+    labs = find_labs(ROOT / "notebooks")
+    assert len(folders) == sum(len(lab.keeps) for lab in labs) - 1, "lab 04's variant is of its own model here"
+    assert [lab.name for lab in labs if (root / "cache" / lab.name).exists()] == []
 
 
 def test_the_calibration_s_fingerprint_stands_with_the_checkpoint(labs_run: LabsRun) -> None:

@@ -81,9 +81,8 @@ def disk_text() -> str:
     model = bf16_bytes(QWEN_7B)
     needed = disk_needed(find_labs(notebooks.ROOT / "notebooks"), model)
     return (
-        f"On disk the `workbench` profile needs about {size(needed)}: {size(model)} of BF16 weights, the variants, "
-        "logs and samples, as `labkit doctor` counts. Labs 05, 07 and 08 make further copies and free none: for all "
-        "labs, plan three times that."
+        f"On disk the `workbench` profile needs about {size(needed)} for all labs, as `labkit doctor` counts: "
+        f"{size(model)} of BF16 weights, the variants that labs make of them, and what a lab holds until its end."
     )
 
 

@@ -20,9 +20,14 @@ def answer_is(answer: Any, right: float, tolerance: float, hint: str) -> Check |
     )
 
 
-def choice_is(answer: Any, right: bool | str, hint: str) -> Check | None:
-    """A learner's choice (a name, True or False) against the right one; None while the stub `...` still stands."""
+def choice_is(answer: Any, right: bool | str | None, hint: str) -> Check | None:
+    """A learner's choice (a name, True or False) against the right one; None while the stub `...` still stands.
+
+    right: None where the samples of this run can't tell, which any choice survives.
+    """
     if answer is ...:
         return None
-    ok = type(answer) is type(right) and answer == right
+    if right is None and isinstance(answer, bool | str):
+        return invariant(True, "your answer", f"{answer!r} stands: so few samples can't tell which is right", hint)
+    ok = right is not None and type(answer) is type(right) and answer == right
     return invariant(ok, "your answer", f"{answer!r}" + (" is right" if ok else ""), hint)

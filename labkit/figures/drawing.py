@@ -50,10 +50,15 @@ def new_axes(
 
 
 def plain_numbers(axis: Any) -> None:
-    """Labels a log axis with plain numbers, 0.5 or 20, in place of powers of ten, and no more of them than fit."""
-    from matplotlib.ticker import FuncFormatter
+    """Labels a log axis with plain numbers, 0.5 or 20, in place of powers of ten, and no more of them than fit.
+
+    Minor ticks are only those that have a label: each costs a millisecond, and a slider may be moving.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high = axis.get_view_interval()
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    labelled = "123456789" if high < 3 * low else "25" if high < 1000 * low else ""  # first digits of minor ticks
-    axis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}" if f"{v:e}"[0] in labelled else ""))
+    labels = FuncFormatter(lambda value, _: f"{value:g}")
+    labelled = range(2, 10) if high < 3 * low else (2, 5) if high < 1000 * low else ()  # first digits of minor ticks
+    axis.set_major_formatter(labels)
+    axis.set_minor_locator(LogLocator(subs=labelled) if labelled else NullLocator())
+    axis.set_minor_formatter(labels)

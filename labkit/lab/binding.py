@@ -52,10 +52,18 @@ class Binding:
         return self.model_source if self.own_model else checkpoint.short_name(self.model_source)
 
     def scratch(self, name: str) -> Path:
-        """A place for a folder that only this lab needs; what an earlier run left there is removed."""
-        folder = self.workspace.root / "cache" / self.name / name
+        """A place for a folder that only this lab needs, until its end; what an earlier run left there is removed."""
+        folder = self._scratches / name
         shutil.rmtree(folder, ignore_errors=True)
         return folder
+
+    def free_scratch(self) -> None:
+        """Removes all scratch of this lab; copies of a large model would fill the disk lab by lab."""
+        shutil.rmtree(self._scratches, ignore_errors=True)
+
+    @property
+    def _scratches(self) -> Path:
+        return self.workspace.root / "cache" / self.name
 
     def log(self, what: str) -> Path:
         """The file that library chatter of one step goes to."""

@@ -97,9 +97,10 @@ class Telling(Binding):
                 file.write(json.dumps({"part": part, "reason": reason}) + "\n")
 
     def end(self) -> None:
-        """The end mark: says what this lab still holds. A run counts as passed only if this was reached."""
+        """The end mark: frees scratch, says what this lab still holds. A run passed only if this was reached."""
         import psutil
 
+        self.free_scratch()
         me = psutil.Process()
         children = [child for child in me.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
         print(

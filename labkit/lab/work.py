@@ -96,11 +96,11 @@ class Lab(Serving, Simulating):
             self.tokenizer(), rows, self.profile.calibration.max_length, self.profile.seed
         )
 
-    def with_cache_scales(self, variant: str, final: str, factor: float) -> Path:
-        """A copy of a variant whose KV cache scales are `factor` times as large; returns its folder."""
-        source, folder = self.checkpoint(variant), self.checkpoint(final)
-        with publishing(folder, base=self.model_name, variant=final, cache_scale_factor=factor) as stage:
-            checkpoint.rescale_cache(source, stage, factor)
+    def with_cache_scales(self, variant: str, factor: float) -> Path:
+        """A scratch copy of a variant whose KV cache scales are `factor` times as large; returns its folder."""
+        folder = self.scratch("scales") / f"{variant}-broken"
+        with publishing(folder, base=self.model_name, variant=folder.name, cache_scale_factor=factor) as stage:
+            checkpoint.rescale_cache(self.checkpoint(variant), stage, factor)
         return folder
 
     def divergences(self, folders: Iterable[Path], rows: Sequence[Sequence[int]]) -> list[float]:

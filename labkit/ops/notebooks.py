@@ -2,11 +2,13 @@
 
 Everything here is read from the notebook file; nothing is executed. A notebook's metadata may hold
 
-    "labkit": {"needs": ["01_fp8_rtn"], "makes": ["int8-rtn"], "schemes": ["int8-w8a8"], "alone": false}
+    "labkit": {"needs": ["01_fp8_rtn"], "makes": ["int8-rtn"], "schemes": ["int8-w8a8"], "alone": false,
+               "keeps": [8, 8], "scratch": [16]}
 
 `needs`: labs whose results it reads. `makes`: checkpoint variants it publishes. `schemes`: rows of the capability
 matrix without which the whole lab is pointless on a machine (a lab that can leave a part out skips that part itself).
-`alone`: whether it measures speed, so that no other lab may run beside it.
+`alone`: whether it measures speed, so that no other lab may run beside it. `keeps`, `scratch`: the bits of a weight in
+each copy of the model that it adds to the workspace, for good or until its end; disks are planned by them.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ class Lab:
     makes: tuple[str, ...]
     schemes: tuple[str, ...]
     alone: bool
+    keeps: tuple[int, ...]
+    scratch: tuple[int, ...]
     parameters: Mapping[str, Any]
 
 
@@ -82,6 +86,10 @@ def read_lab(path: Path) -> Lab:
     for key, value in lists.items():
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise UsageError(f"{path}: metadata labkit.{key} is {value!r}", fix="write a list of names")
+    bits = {key: about.get(key, []) for key in ("keeps", "scratch")}
+    for key, value in bits.items():
+        if not isinstance(value, list) or not set(value) <= {4, 8, 16}:
+            raise UsageError(f"{path}: metadata labkit.{key} is {value!r}", fix="write a list of 4, 8 and 16 (bits)")
     alone = about.get("alone", False)
     if not isinstance(alone, bool):
         raise UsageError(f"{path}: metadata labkit.alone is {alone!r}", fix="write true or false")
@@ -93,6 +101,8 @@ def read_lab(path: Path) -> Lab:
         makes=tuple(lists["makes"]),
         schemes=tuple(lists["schemes"]),
         alone=alone,
+        keeps=tuple(bits["keeps"]),
+        scratch=tuple(bits["scratch"]),
         parameters=parameters_of(notebook, str(path)),
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 from labkit.errors import LabError
 from labkit.ops.notebooks import Lab
 from labkit.ops.runner import blocked_by_machine
-from labkit.profiles import BASELINE, EMBEDDED, Engine, Profile
+from labkit.profiles import EMBEDDED, Engine, Profile
 from labkit.transfer import is_address, parse, peek
 
 # What a lab takes beside its model: a kernel and an engine with their libraries; logs and samples,
@@ -19,7 +19,8 @@ from labkit.transfer import is_address, parse, peek
 LIBRARY_BYTES = 4 * 10**9
 RUN_BYTES = 3 * 10**9
 HUB_SECONDS = 10
-VARIANT_SHARE = 0.6  # bytes of an 8-bit variant against BF16: half, and the embeddings and head that stay
+BF16_BITS = 16
+STAYS_SHARE = 0.1  # of the BF16 bytes: embeddings and head, which a quantized variant keeps as they are
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,14 @@ def common_lacks(
 
 
 def disk_needed(labs: Sequence[Lab], weight_bytes: int) -> float:
-    """Bytes that a workspace grows to about: the model, the labs' variants of it, logs and samples."""
-    variants = len({variant for lab in labs for variant in lab.makes} - {BASELINE})
-    return RUN_BYTES + weight_bytes * (1 + VARIANT_SHARE * variants)
+    """Bytes that a workspace grows to about: what the labs keep of the model, logs and samples, the largest scratch."""
+    kept = sum(_shares(lab.keeps) for lab in labs)
+    return RUN_BYTES + weight_bytes * (kept + max((_shares(lab.scratch) for lab in labs), default=0.0))
+
+
+def _shares(copies: Sequence[int]) -> float:
+    """The bytes of copies of a model, given by the bits of their weights, as a multiple of its BF16 bytes."""
+    return sum(min(1.0, bits / BF16_BITS + STAYS_SHARE) for bits in copies)
 
 
 def gpu_lacks(engine: Engine, model: ModelState, here: Resources) -> list[str]:

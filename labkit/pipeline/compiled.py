@@ -40,7 +40,7 @@ def requests(path: Path) -> list[dict[str, str]]:
     for name, executor in documents[0]["deploymentSpec"]["executors"].items():
         asked = executor["container"].get("resources", {})
         gpu = asked.get("accelerator", {})
-        secrets = [each["secretName"] for each in platform.get(name, {}).get("secretAsEnv", ())]
+        secrets = dict.fromkeys(each["secretName"] for each in platform.get(name, {}).get("secretAsEnv", ()))
         found.append(
             {
                 "task": name.removeprefix("exec-"),

@@ -20,6 +20,7 @@ from kfp.dsl import Markdown, Metrics, Output
 
 NAME = "quantize-evaluate-compare"
 KEYS = ("AWS_S3_ENDPOINT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_BUCKET", "AWS_DEFAULT_REGION")
+OPTIONAL_KEYS = ("AWS_SESSION_TOKEN", "HF_TOKEN")  # of keys that expire; of models on the hub that are gated
 
 # kfp and nothing else is in the image's own interpreter already; a step installs nothing while it runs
 component = dsl.component(install_kfp_package=False, packages_to_install=[])
@@ -104,7 +105,8 @@ def pipeline(
         if heavy and memory:
             task.set_memory_request(memory).set_memory_limit(memory)
         if secret and task.name != "plan":
-            kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in KEYS})
+            for keys, optional in ((KEYS, False), (OPTIONAL_KEYS, True)):
+                kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=optional)
         return task
 
     @dsl.pipeline(  # type: ignore[untyped-decorator]

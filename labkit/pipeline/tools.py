@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -133,7 +134,11 @@ def run_here(
     asked |= {"profile": profile, "data": data, "limit": limit}
     log = records / "pipeline.log"
     env = {"LABKIT_PYTHON": sys.executable, "LABKIT_WORKSPACE": str(root / "workspace")}
-    done = _kfp(["run", str(records), json.dumps(asked), json.dumps(HERE)], log, RUN_SECONDS, env, _ticker(log, tell))
+    words = ["run", str(records), json.dumps(asked), json.dumps(HERE)]
+    try:
+        done = _kfp(words, log, RUN_SECONDS, env, _ticker(log, tell))
+    finally:  # what counts lies in the store; on a cluster the steps' machines are gone by now, with all they held
+        shutil.rmtree(root / "workspace" / "checkpoints", ignore_errors=True)
     text = log.read_text(encoding="utf-8", errors="replace")
     failed = tuple(sorted({task for task, status in _ended(text) if status != "SUCCESS"}))
     if done.returncode and not failed:

@@ -25,6 +25,8 @@ def write_lab(
     schemes: Sequence[str] = (),
     parameters: str = PARAMETERS,
     alone: bool = False,
+    keeps: Sequence[int] = (),
+    scratch: Sequence[int] = (),
     end: bool = True,
 ) -> Path:
     """Writes `NAME.ipynb`: a title, the parameters cell, `cells`, and the end mark."""
@@ -37,6 +39,8 @@ def write_lab(
         "makes": list(makes),
         "schemes": list(schemes),
         "alone": alone,
+        "keeps": list(keeps),
+        "scratch": list(scratch),
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.ipynb"

@@ -11,7 +11,16 @@ import pytest
 from labkit.hardware import SCHEMES, capability, this_machine
 from labkit.ops.lock import compare_lock, installed_versions, lock_state, locked_versions
 from labkit.ops.notebooks import Lab, find_labs
-from labkit.ops.outlook import ModelState, Resources, bf16_bytes, common_lacks, model_state, outlooks
+from labkit.ops.outlook import (
+    RUN_BYTES,
+    ModelState,
+    Resources,
+    bf16_bytes,
+    common_lacks,
+    disk_needed,
+    model_state,
+    outlooks,
+)
 from labkit.profiles import TINY, WORKBENCH
 from tests.ops.probes import labkit, write_lab
 
@@ -142,6 +151,14 @@ def test_a_7b_model_fits_a_24_gb_gpu_and_neither_a_laptop_nor_a_16_gb_gpu(labs: 
     split = replace(WORKBENCH, engine=replace(WORKBENCH.engine, tensor_parallel=2))
     assert common_lacks(labs, split, SEVEN_B, replace(small_gpu, gpus=2), []) == []
     assert common_lacks(labs, split, SEVEN_B, small_gpu, []) == ["GPUs: 1, and LABKIT_TENSOR_PARALLEL is 2"]
+
+
+def test_disks_are_planned_by_what_the_labs_keep_and_the_largest_scratch(tmp_path: Path) -> None:
+    write_lab(tmp_path, "00_start_here", keeps=[16])
+    write_lab(tmp_path, "01_a", keeps=[8, 4], scratch=[8])
+    write_lab(tmp_path, "02_b", scratch=[8, 8])
+    copies = 1.0 + (0.6 + 0.35) + 2 * 0.6
+    assert disk_needed(find_labs(tmp_path), 10**10) == pytest.approx(RUN_BYTES + copies * 10**10)
 
 
 def test_a_lab_whose_need_will_not_run_will_not_run_either(labs: tuple[Lab, ...]) -> None:

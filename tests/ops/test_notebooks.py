@@ -107,6 +107,14 @@ def test_metadata_of_the_wrong_shape_is_refused(tmp_path: Path) -> None:
         read_lab(tmp_path / "02_b.ipynb")
 
 
+@pytest.mark.parametrize("value", ["8", [7], ["8"], 8])
+def test_copies_of_a_model_are_told_by_the_bits_of_their_weights(tmp_path: Path, value: object) -> None:
+    notebook = new_notebook(cells=[new_markdown_cell("# A")], metadata={"labkit": {"keeps": value}})
+    nbformat.write(notebook, tmp_path / "02_b.ipynb")
+    with pytest.raises(UsageError, match=r"labkit\.keeps is .*\n.*4, 8 and 16"):
+        read_lab(tmp_path / "02_b.ipynb")
+
+
 def test_a_file_that_is_no_notebook_is_named(tmp_path: Path) -> None:
     (tmp_path / "01_a.ipynb").write_text("<<<<<<< HEAD")
     with pytest.raises(UsageError, match=r"01_a\.ipynb can't be read as a notebook"):

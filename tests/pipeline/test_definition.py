@@ -60,8 +60,10 @@ def test_each_heavy_step_asks_for_its_gpus_and_each_step_for_the_keys(compiled: 
     platform = list(yaml.safe_load_all(compiled.read_text()))[1]["platforms"]["kubernetes"]
     mounts = platform["deploymentSpec"]["executors"]["exec-evaluate"]["emptyDirMounts"]
     assert [mount["mountPath"] for mount in mounts] == ["/dev/shm"], "two GPUs' processes need more than 64 MB there"
-    pairs = platform["deploymentSpec"]["executors"]["exec-evaluate"]["secretAsEnv"][0]["keyToEnv"]
-    assert {pair["envVar"] for pair in pairs} == KEYS
+    needed, optional = platform["deploymentSpec"]["executors"]["exec-evaluate"]["secretAsEnv"]
+    assert {pair["envVar"] for pair in needed["keyToEnv"]} == KEYS
+    assert {pair["envVar"] for pair in optional["keyToEnv"]} == {"AWS_SESSION_TOKEN", "HF_TOKEN"}
+    assert (needed.get("optional", False), optional["optional"]) == (False, True)
 
 
 def test_no_key_of_this_machine_is_in_it_and_no_step_installs_anything(compiled: Path) -> None:

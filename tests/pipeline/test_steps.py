@@ -189,6 +189,7 @@ def test_the_pipeline_turns_red_when_an_evaluation_dies(tmp_path: Path, monkeypa
 @pytest.mark.labs
 def test_lab_08_ran_a_green_and_a_red_pipeline(labs_run: LabsRun) -> None:
     root = labs_run.workspace.root / "pipeline"
+    assert not (root / "workspace" / "checkpoints").exists(), "the steps' own copies are in the store"
     green, red = sorted(path.parent for path in root.glob("runs/*/pipeline.log"))
     assert len(list(green.rglob("executor_output.json"))) == 2 * 3 + 2
     assert "Lost: recovery" in (red / "pipeline.log").read_text()
