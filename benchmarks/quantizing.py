@@ -12,7 +12,7 @@ from benchmarks.measure import OFFLINE, SIDES, interleaved, timed
 from benchmarks.results import Bar, Result, Run
 from labkit.checkpoint import short_name
 from labkit.errors import DataError
-from labkit.workspace import file_sha256
+from labkit.manifest import file_sha256
 
 DEADLINE_SECONDS = 300.0
 CALIBRATION_ROWS = 64

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.measure import ROOT, SIDES, interleaved, timed
 from benchmarks.results import Bar, Result, Run
 from labkit.errors import DataError
-from labkit.workspace import verify_manifest, write_manifest
+from labkit.manifest import verify_manifest, write_manifest
 
 DEADLINE_SECONDS = 300.0
 SHARDS, SHARD_BYTES, BLOCK_BYTES = 8, 125_000_000, 5_000_000

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit import hardware, processes
-from labkit.errors import CheckpointError, ProcessFailed, UsageError
+from labkit.errors import ProcessFailed, UsageError
+from labkit.modelfolder import refuse_unsafe
 
 if TYPE_CHECKING:
     from labkit.profiles import Engine
@@ -70,16 +71,10 @@ def scratch_env(folder: Path) -> dict[str, str]:
 def model_length(folder: Path, engine: Engine) -> int:
     """Tokens that an engine is started for: the profile's `max_model_len`, or what the model's positions allow.
 
-    An engine refuses to be asked for more. Raises CheckpointError for a folder whose config.json can't be read.
+    An engine refuses to be asked for more. Every use of one asks this before, so it is here that a folder which must
+    not be loaded is refused: CheckpointError, from `labkit.modelfolder`.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} is not a checkpoint: its config.json can't be read ({error})",
-            why="no engine would start with it",
-            fix="give the folder of a saved model",
-        ) from error
+    config = refuse_unsafe(folder)
     text = config.get("text_config", config)
     return min(engine.max_model_len, int(text.get("max_position_embeddings") or engine.max_model_len))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -72,13 +73,31 @@ class Measurement:
 
 
 _NAMES = {f.name for f in fields(Measurement)}
+_DICTS = {"settings", "versions"}
 _NEEDED = {"kind", "metric", "value", "variant", "model"}
 
 
-def _parse(line: str, number: int, path: Path) -> Measurement:
+# what JSON holds of each field
+_NUMBERS = {"value", "stderr", "ci_low", "ci_high", "n"}
+_OPTIONAL = (int, float, type(None))
+_TYPES = {
+    name: (int, float) if name == "value" else _OPTIONAL if name in _NUMBERS else dict if name in _DICTS else str
+    for name in _NAMES
+}
+
+
+def _cut(path: Path, number: int) -> DataError:
+    return DataError(
+        f"{path}, line {number} has no end: a writer was stopped in the middle of it",
+        why="its measurement is not whole",
+        fix="delete that last line, then measure again",
+    )
+
+
+def _parse(line: bytes, number: int, path: Path) -> Measurement:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}, line {number} is not JSON: {error}",
             why="a result may be lost, so nothing is read past it",
@@ -91,6 +110,13 @@ def _parse(line: str, number: int, path: Path) -> Measurement:
             f"{path}, line {number} is not a measurement: missing {sorted(missing)}, unknown {sorted(unknown)}",
             why="it was written by another program or another version of labkit",
             fix="delete the line, or start a new workspace",
+        )
+    wrong = [name for name, value in record.items() if not isinstance(value, _TYPES[name]) or isinstance(value, bool)]
+    if wrong or not math.isfinite(record["value"]):
+        raise DataError(
+            f"{path}, line {number} is not a measurement: {', '.join(wrong) or 'value'} can't be what it holds",
+            why="it was changed by hand or by another program",
+            fix=f"look at the line, mend it or delete it: sed -n {number}p {path}",
         )
     return Measurement(**record)
 
@@ -107,9 +133,11 @@ class Ledger:
         if not text:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab", buffering=0) as file:
+        with open(self.path, "a+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             end = os.fstat(file.fileno()).st_size
+            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":  # glued to it, the new line would be lost as well
+                raise _cut(self.path, self.path.read_bytes().count(b"\n") + 1)
             data = text.encode()
             try:
                 if os.write(file.fileno(), data) != len(data):
@@ -127,13 +155,9 @@ class Ledger:
         """All measurements, oldest first."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")
+        lines = self.path.read_bytes().split(b"\n")
         if lines[-1]:
-            raise DataError(
-                f"{self.path}, line {len(lines)} has no end: a writer was stopped in the middle of it",
-                why="its measurement is not whole",
-                fix="delete that last line, then measure again",
-            )
+            raise _cut(self.path, len(lines))
         return [_parse(line, number, self.path) for number, line in enumerate(lines[:-1], start=1)]
 
     def newest(self, **equal: Any) -> list[Measurement]:

@@ -94,8 +94,9 @@ def _utf8(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}",
+            f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}, in line {line}",
             fix=f"convert it, for example: iconv -f LATIN1 -t UTF-8 {path.name}",
         ) from error
     except OSError as error:
@@ -109,7 +110,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path}, line {number} is not JSON: {error}", fix=f"see it: sed -n {number}p {path}"
             ) from error

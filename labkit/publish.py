@@ -7,8 +7,9 @@ from pathlib import Path
 from labkit import checkpoint
 from labkit.card import CARD, gather, model_card
 from labkit.errors import CheckpointError
+from labkit.manifest import MANIFEST
 from labkit.transfer import Address, Bundle, bundle
-from labkit.workspace import MANIFEST, Workspace, write_atomically
+from labkit.workspace import Workspace, write_atomically
 
 
 def ready(folder: Path, target: Address, workspace: Workspace, *, card: bool = True) -> Bundle:

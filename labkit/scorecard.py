@@ -16,8 +16,9 @@ from labkit.checkpoint import Inspection
 from labkit.estimates import Z_95
 from labkit.figures import Figure, tradeoff
 from labkit.ledger import SPEEDUP, Measurement
+from labkit.manifest import MANIFEST
 from labkit.profiles import BASELINE
-from labkit.workspace import MANIFEST, Workspace
+from labkit.workspace import Workspace
 
 RATE = "output_tok_per_s"
 

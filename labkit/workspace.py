@@ -7,15 +7,13 @@
       runs/<UTC time>/, runs/latest    executed notebooks, logs, reports
       ledger.jsonl                     every measurement
 
-A folder is made under another name and renamed into place, so that whatever stands under its final name is whole. Its
-manifest holds the SHA-256 of each file: a flipped bit in a checkpoint is invisible to every loader, but not to that.
+A folder is made under another name and renamed into place, so that whatever stands under its final name is whole.
 """
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -28,11 +26,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import CheckpointError, UsageError
+from labkit.errors import UsageError
 from labkit.ledger import Ledger
+from labkit.manifest import write_manifest
 
-MANIFEST = "labkit_manifest.json"
 STAGING = ".part-"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 
 
 def find_workspace(workspace: str = "", start: Path | None = None) -> Path:
@@ -52,56 +51,13 @@ def find_workspace(workspace: str = "", start: Path | None = None) -> Path:
     return places[-1].absolute() / "workspace"
 
 
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, read in blocks."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_manifest(folder: Path, **facts: Any) -> None:
-    """Writes the SHA-256 and size of every file in `folder`, with `facts` about how it was made."""
-    files = {
-        str(path.relative_to(folder)): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
-    (folder / MANIFEST).write_text(json.dumps({"files": files, **facts}, indent=2, sort_keys=True) + "\n")
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a published folder."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} has no {MANIFEST}", why="so nothing says whether it is whole", fix="make it again"
-        )
-    manifest: dict[str, Any] = json.loads(path.read_text())
-    return manifest
-
-
-def verify_manifest(folder: Path) -> dict[str, Any]:
-    """Reads every file and compares it with the manifest, which is returned; raises CheckpointError naming the file."""
-    manifest = read_manifest(folder)
-    for name, expected in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            found = "is missing"
-        elif path.stat().st_size != expected["bytes"]:
-            found = f"has {path.stat().st_size:,} bytes, not {expected['bytes']:,}"
-        elif file_sha256(path) != expected["sha256"]:
-            found = "has other contents than were written (SHA-256 differs)"
-        else:
-            continue
-        raise CheckpointError(f"{path} {found}", why="the folder is damaged", fix=f"delete {folder} and make it again")
-    return manifest
-
-
 @contextmanager
 def publishing(final: Path, **facts: Any) -> Iterator[Path]:
     """Gives an empty folder to fill; it becomes `final`, with a manifest, only if the block ends without an error.
 
-    An older `final` is replaced. A kill at any moment leaves the old folder, or none, or the new one; never half.
-    Folders that a killed save left behind (`.part-*`) are removed by the next save of the same name.
+    An older `final` is replaced in one step: a kill at any moment leaves the old folder or the new one. (Where the file
+    system can't exchange two names it may leave none.) What a killed save left behind (`.part-*`) is removed by the
+    next one of the same name.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     for left in final.parent.glob(f"{STAGING}{final.name}-*"):
@@ -114,14 +70,32 @@ def publishing(final: Path, **facts: Any) -> Iterator[Path]:
         write_manifest(stage, **facts)
         for path in [*stage.rglob("*"), stage]:
             sync(path)
-        old = stage.with_name(stage.name + "-old")
-        if final.exists():
-            final.rename(old)
-        stage.rename(final)
-        sync(final.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(stage, final, stage.with_name(stage.name + "-old"))
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def put_in_place(new: Path, final: Path, aside: Path) -> None:
+    """The folder `new` gets the name `final`, in one step where the system can; what had it is removed.
+
+    aside: what the older folder is called for a moment where the system can't.
+    """
+    if not (final.exists() and _exchange(new, final)):
+        if final.exists():
+            final.rename(aside)
+        new.rename(final)
+    sync(final.parent)
+    for old in (new, aside):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps what two names stand for in one step; False where system or file system can't. Source: renameat2(2)."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    return bool(renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0)
 
 
 def _alive(stage: Path) -> bool:

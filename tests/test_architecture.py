@@ -18,8 +18,9 @@ PACKAGE = Path(__file__).parents[1] / "labkit"
 # A room is a module or a package directly under labkit; inside a room imports are free.
 FLOORS: tuple[set[str], ...] = (
     {"errors", "guard", "engine_child"},
-    {"ledger", "profiles", "processes", "hardware", "memory", "numerics", "tiny"}
+    {"ledger", "manifest", "profiles", "processes", "hardware", "memory", "numerics", "tiny"}
     | {"localdata", "hubdata", "activations", "chatter", "estimates", "padding"},
+    {"modelfolder"},
     {"workspace", "engine", "rows", "simulation"},
     {"transfer", "pace"},
     {"calibration", "checkpoint", "evaluation", "perplexity", "serving"},
@@ -125,7 +126,7 @@ def test_a_module_imports_only_from_floors_below_its_own(module: str) -> None:
 
 def test_an_import_upwards_is_noticed_wherever_it_stands() -> None:
     inside = "def f():\n    from labkit.lab import Lab\n"
-    assert imports_upwards("labkit.memory", inside) == ["labkit.memory (floor 1) imports labkit.lab (floor 9)"]
+    assert imports_upwards("labkit.memory", inside) == ["labkit.memory (floor 1) imports labkit.lab (floor 10)"]
     assert len(imports_upwards("labkit.ledger", "from labkit import profiles")) == 1, "the same floor, another room"
     assert len(imports_upwards("labkit.lab", "from labkit import open_lab")) == 1, "the vocabulary"
     assert imports_upwards("labkit.checkpoint.save", "from labkit.checkpoint import load\nimport labkit.errors") == []

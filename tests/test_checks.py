@@ -22,12 +22,13 @@ from labkit.evaluation import Evaluation, Request
 from labkit.hardware import judge
 from labkit.lab import Lab
 from labkit.ledger import Measurement
+from labkit.manifest import write_manifest
 from labkit.perplexity import Losses
 from labkit.profiles import TINY, Parameters
 from labkit.serving import Load, Loaded, Repeated
 from labkit.simulation import paper_grid
 from labkit.transfer import Plan, bundle, parse
-from labkit.workspace import Workspace, write_manifest
+from labkit.workspace import Workspace
 from labkit.zeroquant import Scored
 
 GOOD = compare([1.0] * 95 + [0.0] * 5, [1.0] * 94 + [0.0] * 6)

@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from labkit.hardware import capability
+from labkit.manifest import verify_manifest
 from labkit.ops.notebooks import find_labs
 from labkit.profiles import TINY
 from labkit.simulation import paper_grid
-from labkit.workspace import verify_manifest
 from tests.conftest import ROOT, LabsRun
 
 pytestmark = pytest.mark.labs

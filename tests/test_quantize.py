@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from labkit import checkpoint
 from labkit.calibration import CalibrationSet, calibration_set
 from labkit.errors import CheckpointError, UsageError
+from labkit.manifest import read_manifest, verify_manifest
 from labkit.profiles import TINY
 from labkit.quantize import Job, fallbacks_in, gptq_layers_in, quantizing
-from labkit.workspace import read_manifest, verify_manifest
 
 from .models import make_model, small_tokenizer
 

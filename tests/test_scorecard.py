@@ -12,9 +12,10 @@ import transformers
 
 from labkit.errors import CheckpointError
 from labkit.ledger import Measurement
+from labkit.manifest import write_manifest
 from labkit.ops.cli import main
 from labkit.scorecard import cells, picture, scorecard
-from labkit.workspace import Workspace, write_manifest
+from labkit.workspace import Workspace
 from tests.conftest import LabsRun
 from tests.models import make_model
 

@@ -14,15 +14,8 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import CheckpointError, UsageError
-from labkit.workspace import (
-    MANIFEST,
-    Workspace,
-    find_workspace,
-    publishing,
-    read_manifest,
-    verify_manifest,
-    write_atomically,
-)
+from labkit.manifest import MANIFEST, read_manifest, verify_manifest
+from labkit.workspace import Workspace, find_workspace, publishing, write_atomically
 from tests.full_disk import run_python_with_room
 from tests.processes_left import wait_until
 

@@ -15,8 +15,9 @@ from labkit.checkpoint import Inspection, inspect, short_name
 from labkit.compare import Recovery, compare_evaluations
 from labkit.evaluation import Evaluation, load_evaluation
 from labkit.ledger import Measurement
+from labkit.manifest import MANIFEST, read_manifest
 from labkit.profiles import BASELINE
-from labkit.workspace import MANIFEST, Workspace, read_manifest
+from labkit.workspace import Workspace
 
 QUANTIZED = "seconds"  # the metric of the line that is written when a checkpoint has been made
 

@@ -1,7 +1,6 @@
 """Checkpoints: found, loaded strictly, saved atomically, described, and judged by what the serving stack accepts."""
 
 from labkit.checkpoint.cache import cache_scales, rescale_cache
-from labkit.checkpoint.files import PICKLES, read_config, refuse_unsafe
 from labkit.checkpoint.headers import TensorInfo, read_headers
 from labkit.checkpoint.inspect import Inspection, Layer, TensorGroup, inspect
 from labkit.checkpoint.lint import Finding, lint
@@ -10,6 +9,7 @@ from labkit.checkpoint.origin import origin
 from labkit.checkpoint.resolve import resolve_model, short_name, wanted
 from labkit.checkpoint.save import save
 from labkit.checkpoint.weights import weight_errors, weight_scales
+from labkit.modelfolder import PICKLES, read_config, refuse_unsafe
 
 __all__ = [
     "PICKLES",

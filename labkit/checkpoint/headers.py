@@ -7,15 +7,24 @@ Source: github.com/huggingface/safetensors, "Format". A 15 GB checkpoint is desc
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.checkpoint.files import weight_files
 from labkit.errors import CheckpointError
+from labkit.modelfolder import weight_files
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+DTYPE_BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
 
 
 @dataclass(frozen=True)
@@ -51,13 +60,26 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
                 raise ValueError(f"the header claims {length:,} bytes and the file has {size:,}")
             header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        needed = 8 + length + _data_bytes(header)
         if needed != size:
             raise ValueError(f"its header describes {needed:,} bytes and the file has {size:,}")
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise CheckpointError(
             f"{path} is not a whole safetensors file: {error}",
             why="it was cut or overwritten, and its weights are lost",
             fix="make or copy the checkpoint again",
         ) from error
     return header, 8 + length
+
+
+def _data_bytes(header: dict[str, Any]) -> int:
+    """Bytes of all tensors; raises ValueError unless they lie one after another, each as large as its shape says."""
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, after = entry["data_offsets"]
+        if not all(type(number) is int and number >= 0 for number in (begin, after, *entry["shape"])):
+            raise ValueError(f"shape or offsets of {name} are no whole numbers")
+        if begin != end or (after - begin) * 8 != math.prod(entry["shape"]) * DTYPE_BITS[entry["dtype"]]:
+            raise ValueError(f"{name} is not where it should be, or not as large as its shape says")
+        end = after
+    return end

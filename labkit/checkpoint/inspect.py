@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.checkpoint.files import read_config
 from labkit.checkpoint.headers import TensorInfo, read_headers
 from labkit.checkpoint.schemes import GROUPED, PLAIN, Claim, Quantization, claim_for, read_claims
+from labkit.modelfolder import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

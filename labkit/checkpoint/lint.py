@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from labkit.checkpoint.files import read_config, refuse_unsafe
 from labkit.checkpoint.inspect import Inspection, Layer, inspect
 from labkit.checkpoint.schemes import Claim, read_claims
 from labkit.errors import CheckpointError
 from labkit.hardware import SCHEMES, capability, engine_build
+from labkit.modelfolder import read_config, refuse_unsafe
 
 if TYPE_CHECKING:
     from labkit.hardware import Build, Machine

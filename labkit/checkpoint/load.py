@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from labkit.checkpoint.files import read_config, refuse_unsafe, weight_files
 from labkit.checkpoint.headers import read_headers
 from labkit.errors import CheckpointError
+from labkit.modelfolder import refuse_unsafe, weight_files
 
 SHOW_BARS_BYTES = 2_000_000_000  # below, loading takes seconds and a bar is noise
 
@@ -29,8 +29,7 @@ def load(folder: Path, dtype: str = "auto") -> Any:
     """
     import transformers
 
-    refuse_unsafe(folder)
-    quantized = "quantization_config" in read_config(folder)
+    quantized = "quantization_config" in refuse_unsafe(folder)
     more = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)} if quantized else {}
     try:
         with _quiet_bars(folder), warnings.catch_warnings():

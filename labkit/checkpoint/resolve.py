@@ -6,8 +6,8 @@ import re
 from fnmatch import fnmatch
 from pathlib import Path
 
-from labkit.checkpoint.files import refuse_unsafe
 from labkit.errors import CheckpointError, UsageError
+from labkit.modelfolder import refuse_unsafe
 from labkit.profiles import EMBEDDED, SPEED
 from labkit.transfer import bring_to_cache, is_address, parse
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.checkpoint.files import read_config
 from labkit.checkpoint.headers import TensorInfo, read_headers
 from labkit.checkpoint.inspect import Layer, inspect, part_of
 from labkit.errors import CheckpointError
+from labkit.modelfolder import read_config
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from labkit.checks.judging import Check, invariant
 from labkit.errors import CheckpointError
-from labkit.workspace import verify_manifest
+from labkit.manifest import verify_manifest
 
 if TYPE_CHECKING:
     from labkit.card import Evidence

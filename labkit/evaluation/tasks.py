@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import DataError
+from labkit.manifest import file_sha256
 from labkit.profiles import Task
 from labkit.tiny import corpus
-from labkit.workspace import file_sha256, write_atomically
+from labkit.workspace import write_atomically
 
 DEFINITIONS = Path(__file__).parents[1] / "tiny" / "tasks"
 GENERATED = ("tiny_problems", "tiny_stories")

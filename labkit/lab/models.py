@@ -12,8 +12,9 @@ from labkit import calibration, checkpoint, hardware, tiny
 from labkit.errors import MissingResult
 from labkit.lab.notebook import waiting
 from labkit.lab.telling import Telling
+from labkit.manifest import read_manifest
 from labkit.profiles import BASELINE, EMBEDDED
-from labkit.workspace import publishing, read_manifest
+from labkit.workspace import publishing
 
 if TYPE_CHECKING:
     from labkit.calibration import CalibrationSet

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from labkit.ledger import utc_now
+from labkit.manifest import MANIFEST, file_sha256
 from labkit.ops.notebooks import Lab
 from labkit.ops.plan import other_model
 from labkit.ops.prepare import Prepared
 from labkit.ops.records import LabResult, Skip
 from labkit.pace import cell_seconds
-from labkit.workspace import MANIFEST, file_sha256, write_atomically
+from labkit.workspace import write_atomically
 
 OWN = ("LABKIT_RUN", "LABKIT_WORKSPACE", "LABKIT_LAB")  # what a runner sets, and a folder's name: no input of a lab
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from labkit.errors import UsageError
+from labkit.manifest import MANIFEST, read_manifest
 from labkit.ops.notebooks import Lab
 from labkit.profiles import BASELINE, EMBEDDED, Profile
-from labkit.workspace import MANIFEST, Workspace, read_manifest
+from labkit.workspace import Workspace
 
 
 def select_labs(labs: Sequence[Lab], wanted: Sequence[str]) -> tuple[Lab, ...]:

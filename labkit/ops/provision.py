@@ -21,10 +21,11 @@ from labkit.errors import CheckpointError, LabError, UsageError
 from labkit.evaluation import hub_source, sentence_splitter
 from labkit.hubdata import hub_rows
 from labkit.localdata import ENDINGS
+from labkit.manifest import MANIFEST, verify_manifest
 from labkit.profiles import EMBEDDED, Profile
 from labkit.transfer import Address, bring, bundle, is_address, listed, parse, send
 from labkit.transfer.store import Progress
-from labkit.workspace import MANIFEST, Workspace, publishing, verify_manifest
+from labkit.workspace import Workspace, publishing
 
 MODEL, DATA, NLTK = "model", "data", "nltk"
 SPARE_ROWS = 64  # beyond twice the calibration rows: for held-out rows, and empty ones

@@ -18,9 +18,10 @@ from labkit import checkpoint
 from labkit.errors import CheckpointError, MissingResult
 from labkit.evaluation import Evaluation, load_evaluation, load_samples, save_evaluation
 from labkit.lab import Lab
+from labkit.manifest import read_manifest, verify_manifest
 from labkit.profiles import BASELINE
 from labkit.transfer import Address, bring_to_cache, bundle, listed, send
-from labkit.workspace import publishing, read_manifest, verify_manifest
+from labkit.workspace import publishing
 
 
 def place_of(store: Address, kind: str, lab: Lab, variant: str) -> Address:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from labkit.errors import CheckpointError, TransferError, UsageError, first_line
+from labkit.manifest import MANIFEST, read_manifest
 from labkit.transfer.address import Address
 from labkit.transfer.places import source_of
 from labkit.transfer.stage import Stage, kept
 from labkit.transfer.store import Entry, Progress, Source, read_range
 from labkit.transfer.wanted import Digest, Keep, digest_of, wanted_files
-from labkit.workspace import MANIFEST, read_manifest
 
 STAGE, LOCK = ".fetch-", ".lock"
 

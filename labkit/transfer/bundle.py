@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import CheckpointError, DataError, UsageError
+from labkit.manifest import MANIFEST, file_sha256, read_manifest
 from labkit.transfer.address import refuse_unsafe_name
-from labkit.workspace import MANIFEST, file_sha256, read_manifest
 
 SKIPPED = ".cache"  # what the hub's client leaves in a folder that it downloaded to
 

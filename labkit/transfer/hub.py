@@ -15,11 +15,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from labkit.errors import TransferError, UsageError, first_line
+from labkit.manifest import MANIFEST
 from labkit.transfer.address import Address, is_loopback, refuse_plain_http
 from labkit.transfer.bundle import File
 from labkit.transfer.store import CutOff, Entry, Progress
 from labkit.transfer.wanted import Digest
-from labkit.workspace import MANIFEST
 
 ENDPOINT = "HF_ENDPOINT"
 CERTIFICATE = "SSL_CERT_FILE"

@@ -23,10 +23,10 @@ from threading import BoundedSemaphore
 from typing import Any
 
 from labkit.errors import TransferError, UsageError
+from labkit.manifest import MANIFEST
 from labkit.transfer.address import Address, refuse_plain_http
 from labkit.transfer.bundle import File
 from labkit.transfer.store import CutOff, Entry, Progress, connections
-from labkit.workspace import MANIFEST
 
 ENDPOINT = "AWS_S3_ENDPOINT"
 CA_BUNDLE = "AWS_CA_BUNDLE"

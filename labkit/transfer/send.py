@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.errors import CheckpointError
+from labkit.manifest import MANIFEST, verify_manifest
 from labkit.transfer.address import Address
 from labkit.transfer.bring import refuse_to_replace, settle
 from labkit.transfer.bundle import Bundle
 from labkit.transfer.folder import BundleSource
 from labkit.transfer.places import target_of
 from labkit.transfer.store import Progress, Target, read_range
-from labkit.workspace import MANIFEST, verify_manifest
 
 
 @dataclass(frozen=True)

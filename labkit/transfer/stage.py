@@ -20,7 +20,7 @@ from pathlib import Path
 from labkit.errors import CheckpointError, TransferError
 from labkit.transfer.store import CutOff, Entry, Progress, Source, connections, read_range
 from labkit.transfer.wanted import Digest, digest_of
-from labkit.workspace import sync, write_atomically
+from labkit.workspace import put_in_place, sync, write_atomically
 
 RANGE_BYTES = 16 * 2**20
 TRIES = 4  # of a range whose connection broke
@@ -118,11 +118,7 @@ class Stage:
         for path in [self.files, *self.files.rglob("*")]:
             if path.is_dir() or path.parent == self.files:
                 sync(path)
-        old = self.root / "old"
-        if folder.exists():
-            folder.rename(old)
-        self.files.rename(folder)
-        sync(folder.parent)
+        put_in_place(self.files, folder, self.root / "old")
         shutil.rmtree(self.root)
 
 

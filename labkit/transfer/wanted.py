@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import CheckpointError, DataError
+from labkit.manifest import MANIFEST, parse_manifest
 from labkit.transfer.address import refuse_unsafe_name
 from labkit.transfer.store import Entry, Source, read_range
-from labkit.workspace import MANIFEST
 
 Keep = Callable[[str], bool]
 LARGEST_MANIFEST = 2**26  # bytes; one with 100,000 files has a fifth of that
@@ -71,14 +69,14 @@ def _by_manifest(store: Source, entries: Mapping[str, Entry]) -> tuple[dict[str,
     if size > LARGEST_MANIFEST:
         raise DataError(f"{where} has {size:,} bytes", why="that is no list of files", fix="send it again")
     try:
-        manifest = json.loads(read_range(store, MANIFEST, 0, size))
-        found = {name: _entry(facts) for name, facts in manifest["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest = parse_manifest(read_range(store, MANIFEST, 0, size))
+    except ValueError as error:
         raise DataError(
-            f"{where} is damaged ({type(error).__name__})",
+            f"{where} is damaged ({error})",
             why="it is what says which files belong together",
             fix="send it again: labkit publish FOLDER TARGET",
         ) from error
+    found = {name: Entry(facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
     for name, entry in found.items():
         refuse_unsafe_name(name, str(store.address))
         if name not in entries or entries[name].size != entry.size:
@@ -89,13 +87,6 @@ def _by_manifest(store: Source, entries: Mapping[str, Entry]) -> tuple[dict[str,
                 fix="send it again: labkit publish FOLDER TARGET",
             )
     return found, {key: value for key, value in manifest.items() if key != "files"}
-
-
-def _entry(facts: Mapping[str, Any]) -> Entry:
-    size, sha256 = facts["bytes"], facts["sha256"]
-    if not isinstance(size, int) or size < 0 or not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise ValueError("neither a size nor a SHA-256")
-    return Entry(size, sha256)
 
 
 def digest_of(path: Path, entry: Entry) -> Digest:

@@ -13,9 +13,10 @@ from huggingface_hub import ModelCard
 from labkit.card import CARD, gather, model_card
 from labkit.errors import CheckpointError
 from labkit.ledger import Measurement
+from labkit.manifest import write_manifest
 from labkit.publish import card_path, ready
 from labkit.transfer import parse
-from labkit.workspace import Workspace, write_manifest
+from labkit.workspace import Workspace
 from tests.conftest import LabsRun
 from tests.models import make_model
 

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from labkit.manifest import MANIFEST
+
 
 def copy_with_tensors(folder: Path, to: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
-    """A copy whose tensors went through `change`, in place."""
-    shutil.copytree(folder, to)
+    """A copy whose tensors went through `change`, in place; without its manifest, which would tell at once."""
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns(MANIFEST))
     tensors = load_file(to / "model.safetensors")
     change(tensors)
     save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
@@ -22,8 +24,8 @@ def copy_with_tensors(folder: Path, to: Path, change: Callable[[dict[str, torch.
 
 
 def copy_with_config(folder: Path, to: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
-    """A copy whose config.json went through `change`, in place."""
-    shutil.copytree(folder, to)
+    """A copy whose config.json went through `change`, in place; without its manifest."""
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns(MANIFEST))
     config = json.loads((to / "config.json").read_text())
     change(config)
     (to / "config.json").write_text(json.dumps(config))

@@ -15,7 +15,7 @@ import torch
 
 from labkit import checkpoint
 from labkit.errors import CheckpointError
-from labkit.workspace import read_manifest, verify_manifest
+from labkit.manifest import read_manifest, verify_manifest
 
 from ..models import make_model, small_tokenizer
 

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from labkit.errors import UsageError
+from labkit.manifest import read_manifest
 from labkit.pipeline import RECIPES, recipe_of
 from labkit.profiles import TINY
-from labkit.workspace import read_manifest
 from tests.conftest import LabsRun
 
 IN_NOTEBOOKS = sorted(RECIPES.keys() - {"w4a16-gptq"})

@@ -15,9 +15,10 @@ import psutil
 import pytest
 
 from labkit.divergence import divergences
+from labkit.manifest import read_manifest
 from labkit.pipeline import run_here
 from labkit.transfer import bundle, parse, send
-from labkit.workspace import Workspace, read_manifest
+from labkit.workspace import Workspace
 from tests.conftest import ROOT, LabsRun, clean_environment
 from tests.processes_left import MARKER, marked, wait_until
 from tests.transfer.conftest import BUCKET, CANARY, Store, no_keys, s3_server, shared_s3, use_store

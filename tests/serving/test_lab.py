@@ -9,9 +9,10 @@ import pytest
 
 from labkit.lab import Lab
 from labkit.ledger import SPEEDUP
+from labkit.manifest import read_manifest
 from labkit.profiles import EMBEDDED, SPEED, TINY, WORKBENCH, Parameters
 from labkit.serving import Alone, Load, Loaded, Phases, ratio
-from labkit.workspace import Workspace, read_manifest
+from labkit.workspace import Workspace
 from tests.models import make_model
 from tests.serving.conftest import ENGINE
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from labkit.manifest import write_manifest
 from labkit.transfer import Address
-from labkit.workspace import write_manifest
 from tests.conftest import ROOT
 
 CANARY = "CANARY-7f3e-SECRET"  # the secret key of every test: it must turn up nowhere

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import CheckpointError, DataError, TransferError, UsageError
+from labkit.manifest import MANIFEST, read_manifest, verify_manifest
 from labkit.transfer import Address, bring, bundle, parse, plan, send
-from labkit.workspace import MANIFEST, read_manifest, verify_manifest
 
 Make = Callable[..., Path]
 

@@ -15,8 +15,8 @@ import pytest
 from huggingface_hub import HfApi
 
 from labkit.errors import CheckpointError, LabError, TransferError, UsageError
+from labkit.manifest import MANIFEST, verify_manifest
 from labkit.transfer import Address, bring, bring_to_cache, bundle, parse, plan, send
-from labkit.workspace import MANIFEST, verify_manifest
 from tests.conftest import ROOT
 from tests.transfer.conftest import Store, hub_stand_in
 from tests.transfer.hub_stand_in import TOKEN

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from labkit.workspace import MANIFEST, verify_manifest
+from labkit.manifest import MANIFEST, verify_manifest
 from tests.conftest import ROOT, LabsRun, clean_environment
 from tests.transfer.conftest import BUCKET, CANARY, Store, hub_stand_in
 from tests.transfer.hub_stand_in import TOKEN

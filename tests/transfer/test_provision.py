@@ -16,10 +16,10 @@ from huggingface_hub import HfApi
 
 from labkit.calibration import calibration_set
 from labkit.checkpoint import load_tokenizer
+from labkit.manifest import verify_manifest
 from labkit.ops.provision import data_lacks, uses
 from labkit.perplexity import held_out_rows
 from labkit.profiles import TINY, WORKBENCH
-from labkit.workspace import verify_manifest
 from tests.conftest import ROOT, clean_environment
 from tests.models import make_model
 from tests.transfer.conftest import BUCKET, Store, hub_stand_in

@@ -16,8 +16,8 @@ import pytest
 import trustme
 
 from labkit.errors import CheckpointError, DataError, LabError, TransferError, UsageError
+from labkit.manifest import MANIFEST, verify_manifest
 from labkit.transfer import Address, bring, bring_to_cache, bundle, plan, send
-from labkit.workspace import MANIFEST, verify_manifest
 from tests.conftest import ROOT
 from tests.transfer.conftest import BUCKET, CANARY, Store, s3_server, use_store
 

@@ -13,10 +13,10 @@ import pytest
 
 from labkit import checkpoint, open_lab
 from labkit.errors import CheckpointError, TransferError, UsageError
+from labkit.manifest import MANIFEST
 from labkit.ops.outlook import model_state
 from labkit.ops.serve import find_checkpoint
 from labkit.transfer import Address, bundle, send
-from labkit.workspace import MANIFEST
 from tests.conftest import ROOT, clean_environment
 from tests.models import make_model
 from tests.transfer.conftest import BUCKET, CANARY

@@ -1,4 +1,7 @@
-"""The files of a checkpoint: its config, and the safetensors that a loader reads; no pickle, no foreign code."""
+"""The folder of a model: its config and the safetensors that a loader reads; no pickle, no foreign code, no damage.
+
+Whatever reads a model or hands its folder to an engine asks `refuse_unsafe` first.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import CheckpointError
+from labkit.manifest import require_intact
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -15,12 +19,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A checkpoint's config.json; raises CheckpointError if it is missing or not JSON."""
     path = folder / "config.json"
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_bytes())
+        if not isinstance(config, dict):
+            raise ValueError(f"a {type(config).__name__}, and no object")
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder} has no config.json", why="so it is no checkpoint", fix="check the path"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}", fix="make or copy the checkpoint again") from error
     return config
 
@@ -33,8 +39,10 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            if strange := [name for name in names if not name or Path(name).name != name]:
+                raise ValueError(f"{strange[0]!r} is no file of the folder")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{index} is damaged: {error}", fix="make or copy the checkpoint again") from error
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise CheckpointError(
@@ -53,8 +61,13 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def refuse_unsafe(folder: Path) -> None:
-    """Raises CheckpointError unless `folder` is a checkpoint with safetensors that needs no code of its own."""
+def refuse_unsafe(folder: Path) -> dict[str, Any]:
+    """The config of a checkpoint that may be loaded.
+
+    Raises CheckpointError unless it has safetensors, needs no code of its own, and is as its manifest says, if it has
+    one (`require_intact`).
+    """
+    require_intact(folder)
     config = read_config(folder)
     if config.get("auto_map"):
         raise CheckpointError(
@@ -63,3 +76,4 @@ def refuse_unsafe(folder: Path) -> None:
             fix="use a model whose architecture transformers has",
         )
     weight_files(folder)
+    return config

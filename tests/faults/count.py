@@ -1,0 +1,84 @@
+"""What the fault suite counts: faults that were injected, and what must stay at zero."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.conftest import clean_environment
+from tests.processes_left import MARKER, marked, wait_until
+
+GONE_SECONDS = 10.0  # by then every process of what was killed must have ended
+
+
+@dataclass
+class Counts:
+    """The counts of one session."""
+
+    injected: int = 0
+    processes_left: int = 0
+    bytes_lost: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.injected:,} faults injected, {self.processes_left:,} processes left, {self.bytes_lost:,} bytes lost"
+        )
+
+
+@dataclass
+class Fault:
+    """One test's hand: it counts what is injected, and asserts that nothing is left and nothing is lost."""
+
+    counts: Counts
+    marker: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """For what is started and then broken: its processes are known by this, whatever becomes of them."""
+        return clean_environment(**{MARKER: self.marker}, **more)
+
+    def injected(self, count: int = 1) -> None:
+        self.counts.injected += count
+
+    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
+        """Sends a signal; one that comes too late is none."""
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+            self.injected()
+
+    def nothing_left(self, seconds: float = GONE_SECONDS) -> None:
+        """No process of this test runs any more, or will soon."""
+        wait_until(lambda: marked(self.marker) == [], seconds)
+        left = marked(self.marker)
+        self.counts.processes_left += len(left)
+        for pid in left:  # counted, and not left to the next test
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert left == [], f"{len(left)} processes still run {seconds:.0f} s after"
+
+    @contextmanager
+    def keeps(self, *paths: Path) -> Iterator[None]:
+        """Every byte of these files, and of all below these folders, is the same after the block."""
+        before = {path: path.read_bytes() for place in paths for path in _files(place)}
+        yield
+        lost = [path for path, data in before.items() if not path.is_file() or path.read_bytes() != data]
+        self.counts.bytes_lost += sum(len(before[path]) for path in lost)
+        assert lost == []
+
+
+def _files(place: Path) -> list[Path]:
+    return sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+
+
+def digest(folder: Path) -> str:
+    """The names and contents of all files below a folder, as one SHA-256."""
+    found = hashlib.sha256()
+    for path in _files(folder):
+        found.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()

@@ -1,0 +1,41 @@
+"""The readers that meet bytes from outside: each takes any bytes and returns, or raises an error of labkit's own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from labkit.checkpoint import read_headers
+from labkit.errors import LabError
+from labkit.ledger import Ledger
+from labkit.localdata import read_rows
+from labkit.manifest import MANIFEST, verify_manifest
+from labkit.modelfolder import read_config, weight_files
+
+Reader = Callable[[bytes], str]
+
+
+def _reads(name: str, read: Callable[[Path], object]) -> Reader:
+    """A reader of one file of that name; `read` gets its folder. What it returns is how the reading ended."""
+
+    def on(data: bytes) -> str:
+        with tempfile.TemporaryDirectory(prefix="labkit-fuzz-", dir="/dev/shm") as folder:
+            (Path(folder) / name).write_bytes(data)
+            try:
+                read(Path(folder))
+            except LabError as error:
+                return type(error).__name__
+        return "read"
+
+    return on
+
+
+READERS: dict[str, Reader] = {
+    "safetensors header": _reads("model.safetensors", read_headers),
+    "manifest": _reads(MANIFEST, verify_manifest),
+    "config.json": _reads("config.json", read_config),
+    "index": _reads("model.safetensors.index.json", weight_files),
+    "ledger": _reads("ledger.jsonl", lambda folder: Ledger(folder / "ledger.jsonl").headlines()),
+    "data": _reads("rows.jsonl", lambda folder: read_rows(folder / "rows.jsonl")),
+}
