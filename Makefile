@@ -34,7 +34,7 @@ READY := $(VENV)/.ready-$(call key,$(LOCKS) pyproject.toml)
 # Not named BROWSER: make would hand it down to JupyterLab, which opens what that names.
 LEFT_OUT := $(if $(filter none,$(CHROMIUM)),--ignore=tests/browser)
 
-.PHONY: help setup kfp chromium labs lab test test-all test-browser lint lock bench figures clean
+.PHONY: help setup kfp chromium labs lab test test-all test-browser faults lint lock bench figures clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name what; do
@@ -75,6 +75,9 @@ test-all: $(READY) $(KFP_READY) chromium ## run all tests, the long tier too
 
 test-browser: $(READY) $(KFP_READY) chromium ## run those of CI's tier that need a browser
 	@$(BIN)/python -m pytest -m "not long" tests/browser $(ARGS)
+
+faults: $(READY) $(KFP_READY) chromium ## run the whole suite of injected faults (RELIABILITY.md)
+	@$(BIN)/python -m pytest -m faults $(ARGS)
 
 lint: $(READY) ## ruff (lint and format, notebooks too) and mypy
 	@$(BIN)/ruff check .

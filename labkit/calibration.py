@@ -11,14 +11,14 @@ import hashlib
 import json
 import random
 from array import array
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from labkit.errors import DataError, UsageError
 from labkit.hubdata import hub_rows
 from labkit.localdata import find_data_file, read_rows
-from labkit.rows import Text, columns_of, text_of, tokens_of, turns
+from labkit.rows import Text, columns_of, levelled, text_of, tokens_of, turns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,6 +60,7 @@ class CalibrationSet:
     max_length: int  # tokens
     seed: int
     fingerprint: str
+    texts: tuple[str, ...] = ()  # the rows' words, levelled (see rows.py); random rows have none
 
     @property
     def tokens(self) -> int:
@@ -96,13 +97,16 @@ def calibration_set(
         )
     source = _open(spec, data, wanted, seed)
     input_ids: list[list[int]] = []
+    texts: list[str] = []
     dropped = 0
     for index in source.order:
         if len(input_ids) == wanted:
             break
-        ids = tokens_of(source.read(index), tokenizer, f"row {index + 1} of {source.name}")
+        text = source.read(index)
+        ids = tokens_of(text, tokenizer, f"row {index + 1} of {source.name}")
         if ids:
             input_ids.append(ids[: spec.max_length])
+            texts.append(levelled(text))
         else:
             dropped += 1
     if len(input_ids) < wanted:
@@ -111,7 +115,18 @@ def calibration_set(
             why="calibration with fewer rows than it says is another calibration",
             fix="ask for fewer rows, or give more data",
         )
-    return _finish(input_ids, source.name, source.columns, dropped, spec.max_length, seed)
+    made = _finish(input_ids, source.name, source.columns, dropped, spec.max_length, seed)
+    return replace(made, texts=tuple(texts))
+
+
+def repeated(rows: CalibrationSet, tests: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The questions of a test set that stand in calibration rows, word for word: scores on them say too much.
+
+    tests: rows of a task. A question is its column `question` or `prompt`; one of a few words is no evidence.
+    """
+    asked = {str(row.get("question") or row.get("prompt") or ""): None for row in tests}
+    wanted = {question: levelled(question) for question in asked}
+    return [q for q, words in wanted.items() if words.count(" ") >= 3 and any(words in text for text in rows.texts)]
 
 
 def random_text_set(tokenizer: Any, rows: int, max_length: int, seed: int = 0) -> CalibrationSet:

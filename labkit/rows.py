@@ -73,6 +73,12 @@ def _messages(value: Any, where: str) -> Text:
     return messages if any(str(message["content"] or "").strip() for message in messages) else ""
 
 
+def levelled(text: Text) -> str:
+    """All words of a row with case and spaces levelled, so that the same sentence is found again elsewhere."""
+    said = text if isinstance(text, str) else " ".join(str(message["content"] or "") for message in text)
+    return " ".join(said.casefold().split())
+
+
 def tokens_of(text: Text, tokenizer: Any, where: str) -> list[int]:
     """Token ids of plain text, with special tokens, or of a chat, whose template writes its own."""
     if isinstance(text, str):

@@ -162,6 +162,17 @@ class Workspace:
     def ledger(self) -> Ledger:
         return Ledger(self.root / "ledger.jsonl")
 
+    def require_writable(self) -> None:
+        """Raises UsageError if this user may not write here, or could not make the folder."""
+        there = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise UsageError(
+                f"the workspace {self.root} can't be written to"
+                + ("" if there == self.root else f" ({there} is {'not yours' if there.is_dir() else 'a file'})"),
+                why="labs keep their checkpoints and results there",
+                fix="name another one: --workspace FOLDER, or LABKIT_WORKSPACE",
+            )
+
     def checkpoint(self, variant: str, model: str = "") -> Path:
         """Where a variant lives: of the profile's own model, or of another `model` by its short name."""
         for name in filter(None, [variant, model]):

@@ -16,9 +16,15 @@ import pytest
 
 from labkit.ledger import Ledger
 from labkit.workspace import Workspace
+from tests.watching import Seen, watched
 
 ROOT = Path(__file__).parent.parent
 NEWCOMER = "newcomers_labs"  # the fixture below
+# Secrets as a workbench has them. The labs may use them and must not tell them.
+CANARIES = {
+    name: f"canary-{name.lower().replace('_', '-')}-7f3a91"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "VLLM_API_KEY")
+}
 SHARED_DATA = ROOT.parent / "shared" / "data"
 LABS_SECONDS = 3000  # at most, for the run of all labs and a test that reads it: busy machines take twice the usual
 
@@ -28,12 +34,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
 
 @dataclass(frozen=True)
 class LabsRun:
-    """One `labkit run` of all labs on the tiny profile."""
+    """One `labkit run` of all labs on the tiny profile, with CANARIES in its environment, and what was seen of it."""
 
     returncode: int
     stdout: str
     workspace: Workspace
     output: Path
+    seen: Seen
 
     @property
     def report(self) -> dict[str, Any]:
@@ -63,8 +70,8 @@ def labs_run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     root = tmp_path_factory.mktemp("labs")
     command = [sys.executable, "-m", "labkit.ops.cli", "run", "--jobs", "2"]
     command += ["--workspace", str(root / "workspace"), "--output", str(root / "out")]
-    returncode, said = _run(command, ROOT, clean_environment())
-    return LabsRun(returncode, said, Workspace(root / "workspace"), root / "out")
+    returncode, said, seen = _run(command, ROOT, clean_environment(**CANARIES))
+    return LabsRun(returncode, said, Workspace(root / "workspace"), root / "out", seen)
 
 
 @pytest.fixture(scope="session")
@@ -75,16 +82,19 @@ def newcomers_labs(tmp_path_factory: pytest.TempPathFactory) -> LabsRun:
     ours = ("LABKIT_", "VIRTUAL_ENV", "PYTHON", "MAKE", "ARGS")  # `make test-all ARGS=...` hands them all down
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     environment["PATH"] = ":".join(p for p in environment["PATH"].split(":") if not p.startswith(sys.prefix))
-    returncode, said = _run(["make", "labs"], clone, environment)
+    returncode, said, seen = _run(["make", "labs"], clone, environment | CANARIES)
     workspace = Workspace(clone / "workspace")
-    return LabsRun(returncode, said, workspace, (workspace.runs / "latest").resolve())
+    return LabsRun(returncode, said, workspace, (workspace.runs / "latest").resolve(), seen)
 
 
-def _run(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
-    """Exit code and output of a command that ends with the tests, whatever ends them."""
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as running:
+def _run(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str, Seen]:
+    """Exit code and output of a command that ends with the tests, whatever ends them; and what was seen of it."""
+    with (
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as running,
+        watched(running.pid, CANARIES) as seen,
+    ):
         try:
             said, _ = running.communicate()
         except BaseException:  # out of time, or Ctrl-C: it would run on beside the other tests
@@ -94,7 +104,7 @@ def _run(command: list[str], folder: Path, environment: dict[str, str]) -> tuple
             except subprocess.TimeoutExpired:
                 running.kill()
             raise
-    return running.returncode, said
+    return running.returncode, said, seen
 
 
 @pytest.fixture

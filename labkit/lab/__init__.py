@@ -25,6 +25,7 @@ def open_lab(name: str, **parameters: Any) -> Lab:
     notebook.quiet_libraries()
     asked = notebook.parameters_from(parameters).resolved()
     workspace = Workspace(find_workspace(asked.workspace))
+    workspace.require_writable()
     profile = get_profile(asked.profile)
     if asked.limit:
         profile = profile.with_limit(asked.limit)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from labkit import calibration, checkpoint, hardware, tiny
-from labkit.errors import MissingResult
-from labkit.lab.notebook import waiting
+from labkit.errors import DataError, MissingResult
+from labkit.lab.notebook import waiting, wrapped
 from labkit.lab.telling import Telling
+from labkit.localdata import find_data_file, read_rows
 from labkit.manifest import read_manifest
-from labkit.profiles import BASELINE, EMBEDDED
+from labkit.profiles import BASELINE, EMBEDDED, Task
 from labkit.workspace import publishing
 
 if TYPE_CHECKING:
@@ -96,8 +97,30 @@ class Models(Telling):
         return checkpoint.load_tokenizer(self.base)
 
     def calibration_rows(self, rows: int = 0) -> CalibrationSet:
-        """The profile's calibration set, or `rows` rows of it."""
+        """The profile's calibration set, or `rows` rows of it; warns of rows that a task is scored on."""
+        chosen = self._rows(rows or self.profile.calibration.rows)
+        for task in self.profile.tasks if self.parameters.data else ():
+            self._warn_of_repeats(chosen, task)
+        return chosen
+
+    def _rows(self, rows: int) -> CalibrationSet:
         spec = self.profile.calibration
         return calibration.calibration_set(
-            spec, self.tokenizer(), data=self.parameters.data, rows=rows or spec.rows, seed=self.profile.seed
+            spec, self.tokenizer(), data=self.parameters.data, rows=rows, seed=self.profile.seed
         )
+
+    def _warn_of_repeats(self, chosen: CalibrationSet, task: Task) -> None:
+        """Of local files only: what a hub data set holds would have to be fetched for it."""
+        try:
+            path = find_data_file(self.parameters.data, task.data_files.get("test", ()), f"test rows of {task.name}")
+            found = calibration.repeated(chosen, read_rows(path))
+        except DataError:  # an evaluation will say so, if there is one
+            return
+        if found:
+            print(
+                wrapped(
+                    f"Warning: {len(found)} questions of {path.name} stand in the {chosen.requested} calibration rows "
+                    f"of {chosen.source}, such as {found[0][:60]!r}. A score of {task.name} on them says too much: "
+                    "calibrate on other rows."
+                )
+            )

@@ -88,7 +88,7 @@ class Lab(Serving, Simulating):
 
     def held_out_rows(self, rows: int = 16) -> list[list[int]]:
         """Token rows of the calibration's source that no quantize of this lab has seen."""
-        return self.calibration_rows(self.profile.calibration.rows + rows).input_ids[-rows:]
+        return self._rows(self.profile.calibration.rows + rows).input_ids[-rows:]
 
     def random_rows(self, rows: int) -> CalibrationSet:
         """Calibration rows of random tokens: the wrong domain, to see what it costs."""

@@ -51,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `labkit results | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # no room, no permission, a file in a folder's place
+        print(f"labkit {name}: the system says: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

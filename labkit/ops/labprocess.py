@@ -26,6 +26,7 @@ from labkit.processes import Child, log_tail
 
 KERNEL_START_SECONDS = 300  # a kernel on a busy machine; papermill's 60 have been too few
 SIGKILLED = 128 + 9
+MOST_OUTPUT_BYTES = 100_000_000  # a loop that prints would fill the disk of all labs
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,9 @@ class RunningLab:
         if time.monotonic() - self._began > self._setup.timeout_seconds:
             self._child.stop()
             return self._result("timeout", f"it did not end within {duration(self._setup.timeout_seconds)}")
+        if self._log.exists() and self._log.stat().st_size > MOST_OUTPUT_BYTES:
+            self._child.stop()
+            return self._result("failed", f"it wrote more than {MOST_OUTPUT_BYTES // 10**6} MB of output")
         return None
 
     def ask_to_stop(self) -> None:

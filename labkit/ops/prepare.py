@@ -67,6 +67,7 @@ def prepare(request: Request, notebooks: Path | None = None) -> Prepared:
     pairs = [pair for pair in request.parameters if pair[0] not in ("profile", "workspace")]
     profile = get_profile(_single("profile", request.profile, request.parameters))
     workspace = Workspace(find_workspace(_single("workspace", request.workspace, request.parameters), folder))
+    workspace.require_writable()
     parse_parameters(labs, pairs)  # a name that no lab knows, or a wrong value, before the plan depends on it
     given = dict(pairs)
     model = absolute(given.get("model", "") or os.environ.get("LABKIT_MODEL", ""))

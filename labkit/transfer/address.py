@@ -17,6 +17,7 @@ BUCKET_VARIABLE = "AWS_S3_BUCKET"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
+_UNWRITABLE = re.compile(r"[\\:\x00-\x1f\x7f\ud800-\udfff]")  # the last are halves of characters, which UTF-8 has not
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,16 @@ def parse(text: str) -> Address:
         raise UsageError(
             f"{text!r} is no place that labkit knows", fix="use s3://BUCKET/PREFIX, hub:OWNER/NAME or a folder"
         )
-    return Address("folder", str(Path(text).expanduser().absolute()))
+    return Address("folder", str(_folder(text)))
+
+
+def _folder(text: str) -> Path:
+    try:
+        if b"\0" in os.fsencode(text):
+            raise ValueError("it holds a zero byte")
+        return Path(text).expanduser().absolute()
+    except (RuntimeError, ValueError) as error:  # ~nobody; halves of characters, which no file system takes
+        raise UsageError(f"{text!r} names no folder: {error}", fix="write the folder's whole path") from error
 
 
 def _bucket(text: str) -> Address:
@@ -98,8 +108,8 @@ def refuse_unsafe_name(name: str, where: str) -> None:
     """
     parts = name.split("/")
     if (
-        any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts)
-        or any(character in "\\:" or ord(character) < 32 or ord(character) == 127 for character in name)
+        _UNWRITABLE.search(name)
+        or any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts)
         or len(name.encode()) > 1024
     ):
         raise DataError(
@@ -114,7 +124,10 @@ def refuse_plain_http(url: str, variable: str, certificate: str) -> None:
 
     certificate: the variable that names the certificate of an endpoint that signed its own.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"{variable} names no endpoint ({error})", fix="write https://HOST[:PORT]") from error
     shown = f"{parts.scheme}://{parts.hostname or ''}"  # never the whole: it may hold a password
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"{variable} names no endpoint ({shown!r})", fix="write https://HOST[:PORT]")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import pytest
 
 from labkit.calibration import calibration_set
 from labkit.errors import DataError
-from labkit.profiles import TINY
+from labkit.lab import Lab
+from labkit.profiles import TINY, WORKBENCH, Parameters
+from labkit.workspace import Workspace
 from tests.faults.count import Fault
-from tests.models import small_tokenizer
+from tests.models import make_model, small_tokenizer
 
 GOOD = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
 LINE = json.dumps(GOOD).encode() + b"\n"
@@ -58,3 +62,52 @@ def test_a_bad_file_is_an_error_that_names_the_place(tmp_path: Path, fault: Faul
     assert "calibration.jsonl" in str(told.value)
     assert told.value.fix
     assert len(str(told.value)) < 2000, "an error quotes a line's beginning, not all of it"
+
+
+def test_one_row_is_an_error_that_says_how_many_are_wanted_and_one_is_enough_for_one(
+    tmp_path: Path, fault: Fault
+) -> None:
+    fault.injected()
+    with pytest.raises(DataError, match=r"has 1 rows with text, and 64 were asked for"):
+        calibrate(tmp_path, LINE, rows=64)
+    assert len(calibrate(tmp_path, LINE, rows=1).input_ids) == 1
+
+
+def test_ten_megabytes_in_one_line_are_one_row_cut_at_the_length_that_is_stated(tmp_path: Path, fault: Fault) -> None:
+    long = json.dumps({"text": "twelve apples and " * 600_000}).encode() + b"\n"
+    assert len(long) > 10_000_000
+    fault.injected()
+    (row,) = calibrate(tmp_path, long, rows=1).input_ids
+    assert len(row) == TINY.calibration.max_length
+
+
+def test_a_template_that_raises_is_an_error_that_names_the_row(tmp_path: Path, fault: Fault) -> None:
+    tokenizer = copy.deepcopy(small_tokenizer())
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    fault.injected()
+    with pytest.raises(DataError, match=r"the chat template failed on row 1 of calibration\.jsonl: .*must alternate"):
+        calibrate(tmp_path, LINE, rows=1, tokenizer=tokenizer)
+
+
+def test_rows_that_repeat_the_test_set_are_told_with_their_number_and_the_first_one(
+    tmp_path: Path, fault: Fault, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = [f"Ann has {number} red apples and eats two. How many are left?" for number in range(40)]
+    calibration = [{"question": q.upper() if i % 2 else q, "answer": "n"} for i, q in enumerate(questions[:6])]
+    calibration += [{"question": f"What is {i} plus {i}, please?", "answer": "n"} for i in range(10)]
+    for name, rows in (
+        ("calibration", calibration),
+        ("gsm8k_test", [{"question": q, "answer": "n"} for q in questions[3:]]),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fault.injected()
+    profile = replace(WORKBENCH, calibration=replace(WORKBENCH.calibration, rows=16))
+    model = make_model(tmp_path / "model")
+    lab = Lab("02_x", profile, Workspace(tmp_path / "ws"), Parameters(model=str(model), data=str(tmp_path)))
+    lab.calibration_rows()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Warning: 3 questions of gsm8k_test.jsonl stand in the 16 calibration rows of calibration.jsonl" in said
+    assert repr(questions[3][:60]) in said
+    (tmp_path / "gsm8k_test.jsonl").write_text(json.dumps({"question": questions[30], "answer": "n"}) + "\n")
+    lab.calibration_rows()
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,227 @@
+"""`labkit run` and labs that misbehave or are killed: the right verdict, nothing left, and the next run works."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from labkit.ledger import Ledger
+from labkit.manifest import verify_manifest
+from tests.conftest import ROOT
+from tests.faults.count import Fault
+from tests.full_disk import run_with_room
+from tests.ops.probes import command, record, write_lab
+
+DAEMON = 'import subprocess\nsubprocess.Popen(["sh", "-c", "setsid sleep 600 & exit 0"]).wait()'
+WORK = "import time\ntime.sleep(1)\nprint('done')"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
+END_SECONDS = 60
+
+
+def run(course: Path, fault: Fault, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("run", *words), cwd=course, env=fault.environment(), capture_output=True, text=True, timeout=600
+    )
+
+
+def latest(course: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((course / "workspace" / "runs" / "latest" / "report.json").read_text())
+    return report
+
+
+@pytest.mark.parametrize(
+    ("cells", "verdict", "reason"),
+    [
+        (["import os, signal", DAEMON, "os.kill(os.getpid(), signal.SIGKILL)"], "dead-kernel", "its kernel died"),
+        (["import os, signal", DAEMON, "os.kill(os.getpid(), signal.SIGSEGV)"], "dead-kernel", "its kernel died"),
+        ([DAEMON, "import sys; sys.exit(0)"], "failed", "the end mark is missing"),
+        ([DAEMON, "name = input('Your name? ')"], "failed", "StdinNotImplementedError"),
+        ([DAEMON, "while True:\n    print('x' * 1000)"], "failed", "MB of output"),
+    ],
+    ids=["killed", "crashed", "exits", "asks", "floods"],
+)
+def test_a_lab_that_misbehaves_fails_with_the_reason_and_leaves_nothing(
+    tmp_path: Path, fault: Fault, cells: list[str], verdict: str, reason: str
+) -> None:
+    write_lab(tmp_path / "notebooks", "00_start_here", *cells)
+    write_lab(tmp_path / "notebooks", "01_after", "after = 1")
+    fault.injected()
+    done = run(tmp_path, fault, "--timeout", "240")
+    assert done.returncode == 1
+    first, second = latest(tmp_path)["labs"]
+    assert (first["verdict"], reason in first["reason"]) == (verdict, True), first
+    assert second["verdict"] == "passed"
+    fault.nothing_left()
+    size = sum(path.stat().st_size for path in (tmp_path / "workspace").rglob("*") if path.is_file())
+    assert size < 500_000_000
+
+
+def test_a_notebook_whose_cells_each_stay_under_the_limit_but_not_together_is_stopped(
+    tmp_path: Path, fault: Fault
+) -> None:
+    write_lab(tmp_path / "notebooks", "00_start_here", DAEMON, *["import time\ntime.sleep(3)"] * 20)
+    fault.injected()
+    assert run(tmp_path, fault, "--timeout", "15").returncode == 1
+    (lab,) = latest(tmp_path)["labs"]
+    assert lab["verdict"] == "timeout"
+    fault.nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["-p", "limt", "5"], "limt"),
+        (["-p", "limit", "five"], "a whole number"),
+        (["-p", "limit", "1.5"], "a whole number"),
+        (["--profile", "tinny"], "tinny"),
+        (["07"], "07"),
+        (["--jobs", "0"], "jobs"),
+        (["--timeout", "-1"], "timeout"),
+    ],
+)
+def test_what_is_misspelt_or_mistyped_stops_a_run_before_it_begins(
+    tmp_path: Path, fault: Fault, words: list[str], says: str
+) -> None:
+    write_lab(tmp_path / "notebooks", "00_start_here")
+    fault.injected()
+    done = run(tmp_path, fault, *words)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "workspace").exists()
+
+
+PUBLISH = """import pathlib
+from labkit.workspace import Workspace, publishing
+with publishing(Workspace(pathlib.Path(workspace)).checkpoint("int8-rtn"), base="tiny") as stage:
+    (stage / "weights").write_bytes(b"x" * 1_000_000)"""
+
+
+@pytest.mark.parametrize("name", ["with spaces and ünïcödé 模型", "a link"])
+def test_two_runs_at_once_in_one_workspace_in_an_odd_place_lose_nothing(
+    tmp_path: Path, fault: Fault, name: str
+) -> None:
+    write_lab(tmp_path / "notebooks", "00_start_here", PUBLISH, record("int8-rtn", 0.9))
+    workspace = tmp_path / name
+    if name == "a link":
+        (tmp_path / "elsewhere").mkdir()
+        workspace.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    fault.injected(2)
+    words = command("run", "--workspace", str(workspace))
+    both = [subprocess.Popen(words, cwd=tmp_path, env=fault.environment(), stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(300) for process in both] == [0, 0]
+    verify_manifest(workspace / "checkpoints" / "int8-rtn")
+    assert os.listdir(workspace / "checkpoints") == ["int8-rtn"]
+    assert len(Ledger(workspace / "ledger.jsonl").read()) == 2
+    reports = [json.loads(path.read_text()) for path in workspace.glob("runs/*Z/report.json")]
+    assert [(report["complete"], report["labs"][0]["verdict"]) for report in reports] == [(True, "passed")] * 2
+    fault.nothing_left()
+
+
+def test_a_workspace_that_is_read_only_is_refused_before_anything_runs(tmp_path: Path, fault: Fault) -> None:
+    """Root may write anywhere but on a file system that is read-only."""
+    write_lab(tmp_path / "notebooks", "00_start_here")
+    (tmp_path / "workspace").mkdir()
+    words = command("run")
+    if os.geteuid() == 0:
+        mount = 'mount --bind workspace workspace && mount -o remount,ro,bind workspace && exec "$@"'
+        words = ["unshare", "--mount", "sh", "-c", mount, "sh", *words]
+        if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+            pytest.skip("this container may not mount anything")
+    else:
+        (tmp_path / "workspace").chmod(0o500)
+    fault.injected()
+    done = subprocess.run(words, cwd=tmp_path, env=fault.environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"the workspace {tmp_path / 'workspace'} can't be written to" in done.stderr
+    assert "--workspace FOLDER" in done.stderr
+
+
+def test_a_disk_without_room_for_the_report_is_told_and_the_last_one_stays(tmp_path: Path, fault: Fault) -> None:
+    write_lab(tmp_path / "notebooks", "00_start_here")
+    assert run(tmp_path, fault, "--output", "out").returncode == 0
+    report = tmp_path / "out" / "report.html"
+    fault.injected()
+    with fault.keeps(report):
+        done = run_with_room(command("run", "--output", "out"), 1000, env=fault.environment(), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "the report could not be written" in done.stdout
+    json.loads((tmp_path / "out" / "report.json").read_text())  # small enough: the new one, or the last one
+    fault.nothing_left()
+
+
+def killed_at_random(course: Path, fault: Fault, chance: random.Random, longest: float, number: int) -> int:
+    """Starts a run, sends it a signal a random moment later, and returns its exit code."""
+    with subprocess.Popen(
+        command("run"), cwd=course, env=fault.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        time.sleep(chance.uniform(0, longest))
+        fault.kill(process.pid, number)
+        return process.wait(END_SECONDS)
+
+
+def runs_of(course: Path) -> list[Path]:
+    return sorted(path for path in (course / "workspace" / "runs").glob("*") if not path.is_symlink())
+
+
+def judged_truly(folder: Path) -> None:
+    """A run's report may miss, where the run was killed before it had one; it never claims what did not happen."""
+    report = folder / "report.json"
+    if not report.exists():
+        return
+    told = json.loads(report.read_text())
+    for lab in told["labs"]:
+        if lab["verdict"] == "passed":
+            cells = nbformat.read(folder / lab["notebook"], as_version=4).cells
+            assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
+    if told["complete"]:
+        assert {lab["verdict"] for lab in told["labs"]} == {"passed"}
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=[pytest.mark.long, pytest.mark.timeout(1500)])])
+def test_a_run_that_is_killed_at_any_moment_leaves_nothing_and_tells_no_lie(
+    tmp_path: Path, fault: Fault, kills: int
+) -> None:
+    write_lab(tmp_path / "notebooks", "00_start_here", DAEMON, WORK)
+    write_lab(tmp_path / "notebooks", "01_after", WORK, needs=["00_start_here"])
+    began = time.monotonic()
+    assert run(tmp_path, fault).returncode == 0
+    longest, chance = time.monotonic() - began, random.Random(kills)
+    for number in range(kills):
+        how = SIGNALS[number % len(SIGNALS)]
+        with fault.keeps(*runs_of(tmp_path), tmp_path / "notebooks"):
+            code = killed_at_random(tmp_path, fault, chance, longest, how)
+            fault.nothing_left()
+        assert code in {CODES[how], 0, -how}, "before it listens, a signal ends it as it ends any program"
+        judged_truly(runs_of(tmp_path)[-1])
+    assert run(tmp_path, fault).returncode == 0
+    assert latest(tmp_path)["complete"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_real_labs_that_are_killed_leave_nothing_and_run_again(tmp_path: Path, fault: Fault) -> None:
+    words = ["00", "01", "--workspace", str(tmp_path)]
+    chance = random.Random(5)
+    for number in range(5):
+        with subprocess.Popen(
+            command("run", *words), cwd=ROOT, env=fault.environment(), stdout=subprocess.DEVNULL
+        ) as process:
+            time.sleep(chance.uniform(3, 40))
+            fault.kill(process.pid, SIGNALS[number % len(SIGNALS)])
+            process.wait(END_SECONDS)
+        fault.nothing_left()
+    done = subprocess.run(
+        command("run", *words), cwd=ROOT, env=fault.environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
