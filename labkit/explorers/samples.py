@@ -18,6 +18,7 @@ def sample_size(accuracy: float = 0.75, differing: float = 0.06) -> Explorer:
 
     def draw(accuracy: float, differing: float, loss: float, samples: float) -> figures.Figure:
         lost, n = loss / 100, round(samples)
+        points = "1 point" if loss == 1 else f"{loss:g} points"
         apart = max(differing / 100, lost)  # rows that were lost differ
         ways = {"the same rows for both": apart, "other rows for each": None}
         power = {
@@ -29,7 +30,7 @@ def sample_size(accuracy: float = 0.75, differing: float = 0.06) -> Explorer:
             COUNTS,
             power,
             n,
-            f"A loss of {loss:g} points from {accuracy:.1%}, the models differing on {apart:.1%} of the rows: with "
+            f"A loss of {points} from {accuracy:.1%}, the models differing on {apart:.1%} of the rows: with "
             f"{n:,} samples it shows in {detection_power(n, accuracy, lost, apart):.0%} of all evaluations if both "
             f"models answer the same rows, in {detection_power(n, accuracy, lost, None):.0%} if not. For 80% it takes "
             f"{paired:,} paired samples, or {unpaired:,} of each.",

@@ -67,10 +67,12 @@ class NotebookPage:
         boxes = self.page.locator(".jp-OutputArea-output > .widget-vbox, .jp-OutputArea-output .widget-vbox")
         return [box for box in boxes.all() if box.locator("img").count() and box.locator(".noUi-handle").count()]
 
-    def move(self, explorer: Locator, slider: int, key: str = "ArrowRight") -> tuple[str, str]:
-        """Moves a slider of an explorer by one key; the picture before and after it."""
+    def move(self, explorer: Locator, slider: int) -> tuple[str, str]:
+        """Moves a slider of an explorer by one step, to the right if it can; the picture before and after it."""
         before = picture(explorer)
-        explorer.locator(".noUi-handle").nth(slider).press(key)
+        knob = explorer.locator(".noUi-handle").nth(slider)
+        now, highest = (float(knob.get_attribute(f"aria-value{end}") or 0) for end in ("now", "max"))
+        knob.press("ArrowRight" if now < highest else "ArrowLeft")
         handle = explorer.locator("img").first.element_handle()
         assert handle is not None
         self.page.wait_for_function(

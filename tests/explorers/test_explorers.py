@@ -124,6 +124,6 @@ def test_the_planner_says_what_fits_and_what_waits() -> None:
 def test_the_sample_size_explorer_starts_from_what_was_measured() -> None:
     explorer = sample_size(accuracy=0.6, differing=0.1)
     assert explorer.at().description.startswith(
-        "A loss of 1 points from 60.0%, the models differing on 10.0% of the rows"
+        "A loss of 1 point from 60.0%, the models differing on 10.0% of the rows"
     )
     assert sample_size(accuracy=1.0, differing=0.0).at(), "a perfect score that nothing changed is at the sliders' ends"

@@ -142,7 +142,7 @@ def test_an_engine_that_finds_no_memory_is_an_error_with_its_own_words(
     with pytest.raises(ProcessFailed) as told:
         run_script(
             OUT_OF_MEMORY,
-            {"model": str(model), "room": 300_000_000},
+            {"model": str(model), "room": int(ENGINE.kv_cache_gib * 2**30) - 200_000_000},
             log=tmp_path / "log",
             engine=ENGINE,
             offline=True,
