@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,15 @@ from labkit.modelfolder import read_config, weight_files
 Reader = Callable[[bytes], str]
 
 
-def _reads(name: str, read: Callable[[Path], object]) -> Reader:
-    """A reader of one file of that name; `read` gets its folder. What it returns is how the reading ended."""
+def _reads(name: str, read: Callable[[Path], object], framed: Callable[[bytes], bytes] = bytes) -> Reader:
+    """A reader of one file of that name; `read` gets its folder. What it returns is how the reading ended.
+
+    framed: makes a file of the bytes, so that a search need not guess a length.
+    """
 
     def on(data: bytes) -> str:
         with tempfile.TemporaryDirectory(prefix="labkit-fuzz-", dir="/dev/shm") as folder:
-            (Path(folder) / name).write_bytes(data)
+            (Path(folder) / name).write_bytes(framed(data))
             try:
                 read(Path(folder))
             except LabError as error:
@@ -31,8 +35,13 @@ def _reads(name: str, read: Callable[[Path], object]) -> Reader:
     return on
 
 
+def _with_length(header: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header + bytes(8)
+
+
 READERS: dict[str, Reader] = {
-    "safetensors header": _reads("model.safetensors", read_headers),
+    "safetensors": _reads("model.safetensors", read_headers),
+    "header": _reads("model.safetensors", read_headers, _with_length),
     "manifest": _reads(MANIFEST, verify_manifest),
     "config.json": _reads("config.json", read_config),
     "index": _reads("model.safetensors.index.json", weight_files),

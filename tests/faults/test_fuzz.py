@@ -58,7 +58,7 @@ def test_any_bytes_are_read_or_refused(fault: Fault, reader: str, data: bytes) -
     READERS[reader](data)
 
 
-@pytest.mark.parametrize("reader", [name for name in READERS if name != "safetensors header"])
+@pytest.mark.parametrize("reader", [name for name in READERS if name != "safetensors"])
 @many
 @given(value=JSON)
 def test_any_json_is_read_or_refused(fault: Fault, reader: str, value: Any) -> None:
@@ -81,7 +81,7 @@ ENTRY = st.fixed_dictionaries(
 def test_any_header_of_tensors_is_read_or_refused(fault: Fault, header: dict[str, Any], data: bytes) -> None:
     text = json.dumps(header).encode()
     fault.injected()
-    READERS["safetensors header"](struct.pack("<Q", len(text)) + text + data)
+    READERS["safetensors"](struct.pack("<Q", len(text)) + text + data)
 
 
 FILE = st.fixed_dictionaries({}, optional={"bytes": st.integers() | JSON, "sha256": st.text(max_size=64) | JSON})
