@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -112,7 +112,7 @@ def _parse(line: bytes, number: int, path: Path) -> Measurement:
             fix="delete the line, or start a new workspace",
         )
     wrong = [name for name, value in record.items() if not isinstance(value, _TYPES[name]) or isinstance(value, bool)]
-    if wrong or not math.isfinite(record["value"]):
+    if wrong or not abs(record["value"]) <= sys.float_info.max:  # NaN, infinity, a number of 400 digits
         raise DataError(
             f"{path}, line {number} is not a measurement: {', '.join(wrong) or 'value'} can't be what it holds",
             why="it was changed by hand or by another program",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import uuid
@@ -73,12 +72,3 @@ class Fault:
 
 def _files(place: Path) -> list[Path]:
     return sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
-
-
-def digest(folder: Path) -> str:
-    """The names and contents of all files below a folder, as one SHA-256."""
-    found = hashlib.sha256()
-    for path in _files(folder):
-        found.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
-        found.update(path.read_bytes())
-    return found.hexdigest()

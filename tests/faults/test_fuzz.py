@@ -53,6 +53,7 @@ def test_what_was_found_once_is_read(path: Path, fault: Fault) -> None:
 @given(data=st.binary(max_size=400))
 @example(data=b"[" * 100_000)
 @example(data=b'{"a": ' * 50_000)
+@example(data=b'{"kind": "size", "metric": "a", "variant": "b", "model": "c", "value": 1' + b"0" * 400 + b"}\n")
 def test_any_bytes_are_read_or_refused(fault: Fault, reader: str, data: bytes) -> None:
     fault.injected()
     READERS[reader](data)
