@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from labkit import checkpoint
 from labkit.errors import CheckpointError, LabError
@@ -18,6 +19,7 @@ from labkit.manifest import MANIFEST
 from labkit.profiles import TINY
 from labkit.serving import serve
 from labkit.workspace import publishing
+from tests.checkpoint.damage import copy_with_tensors
 from tests.faults.count import Fault
 from tests.models import make_model
 
@@ -130,3 +132,23 @@ def test_a_pickle_is_never_opened_and_foreign_code_never_runs(published: Path, t
     assert not mark.exists()
     pickle.loads(payload)  # noqa: S301 (ours: it makes an empty file)
     assert mark.exists(), "opened, it would have run"
+
+
+def test_without_the_guards_a_flipped_bit_and_a_lost_tensor_are_loaded_in_silence(
+    published: Path, tmp_path: Path, fault: Fault
+) -> None:
+    """What transformers itself does with both: this is what the tests above keep from happening."""
+    flipped = shutil.copytree(published, tmp_path / "flipped")
+    weights = flipped / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 64  # in the last tensor's last number: its exponent
+    weights.write_bytes(data)
+    fault.injected()
+    assert AutoModelForCausalLM.from_pretrained(flipped, local_files_only=True).num_parameters() > 0
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has other contents"):
+        checkpoint.load(flipped)
+    lost = copy_with_tensors(published, tmp_path / "lost", lambda tensors: tensors.pop("model.norm.weight"))
+    fault.injected()
+    assert AutoModelForCausalLM.from_pretrained(lost, local_files_only=True).num_parameters() > 0
+    with pytest.raises(CheckpointError, match=r"missing: model\.norm\.weight"):
+        checkpoint.load(lost)
