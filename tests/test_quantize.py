@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from labkit import checkpoint
 from labkit.calibration import CalibrationSet, calibration_set
 from labkit.errors import CheckpointError, UsageError
-from labkit.manifest import read_manifest, verify_manifest
+from labkit.manifest import MANIFEST, read_manifest, verify_manifest
 from labkit.profiles import TINY
 from labkit.quantize import Job, fallbacks_in, gptq_layers_in, quantizing
 
@@ -109,6 +109,7 @@ def test_smoothquant_and_gptq_work_on_other_architectures(
 
 def test_a_checkpoint_that_is_not_what_was_in_memory_differs_on_reload(base: Path, tmp_path: Path) -> None:
     job, _ = run(tmp_path / "out", base, rtn("W8A8"))
+    (job.final / MANIFEST).unlink()  # with it the changed file would not be loaded
     stored = load_file(job.final / "model.safetensors")
     for kind, at_least in (("self_attn.q_proj", 0.0), ("mlp.down_proj", 0.001)):
         stored[f"model.layers.1.{kind}.weight_scale"] *= 3

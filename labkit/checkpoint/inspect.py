@@ -26,6 +26,7 @@ SCALES: tuple[str, ...] = (
     *("weight_scale", "weight_zero_point", "weight_global_scale", "weight_shape", "weight_g_idx"),
     *("input_scale", "input_zero_point", "input_global_scale", "output_scale", "q_scale", "k_scale", "v_scale"),
 )
+GROUP_SCALES = (*PLAIN, "F8_E4M3", "F8_E8M0", "U8")
 STORED = {("int", 8): ("I8", "I32"), ("float", 8): ("F8_E4M3",), ("int", 4): ("I32",), ("float", 4): ("U8",)}
 
 
@@ -195,6 +196,8 @@ def _scale_complaints(
     if claimed.strategy in GROUPED and claimed.group_size:
         wanted[claimed.strategy] = [(rows, -(-columns // claimed.group_size))]
     complaints = []
+    if scale.dtype not in (GROUP_SCALES if claimed.strategy in GROUPED else PLAIN):
+        complaints.append(f"{module}: config.json says {claimed}, the scales are stored as {scale.dtype}")
     if claimed.strategy in wanted and scale.shape not in wanted[claimed.strategy]:
         complaints.append(f"{module}: config.json says {claimed}, the scales have shape {list(scale.shape)}")
     static = claim.activations is not None and not claim.activations.dynamic
@@ -206,6 +209,11 @@ def _scale_complaints(
     return complaints
 
 
+def odd_scales(folder: Path) -> list[str]:
+    """Names of the scales with NaN or infinity; only they are read."""
+    return _not_finite({name: tensor for name, tensor in read_headers(folder).items() if part_of(name) == "scales"})
+
+
 def _not_finite(tensors: Mapping[str, TensorInfo]) -> list[str]:
     """Names of the tensors with NaN or infinity; one tensor in memory at a time."""
     from safetensors import safe_open
@@ -213,7 +221,7 @@ def _not_finite(tensors: Mapping[str, TensorInfo]) -> list[str]:
     bad = []
     for path in sorted({tensor.file for tensor in tensors.values()}):
         with safe_open(path, "pt") as file:
-            bad += [name for name in file.keys() if not _finite(file.get_tensor(name))]  # noqa: SIM118  # no iterator
+            bad += [n for n, t in tensors.items() if t.file == path and not _finite(file.get_tensor(n))]
     return bad
 
 

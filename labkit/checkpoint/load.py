@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from labkit.checkpoint.headers import read_headers
+from labkit.checkpoint.inspect import inspect, odd_scales
 from labkit.errors import CheckpointError
 from labkit.modelfolder import refuse_unsafe, weight_files
 
+MOST_NAMED = 5
 SHOW_BARS_BYTES = 2_000_000_000  # below, loading takes seconds and a bar is noise
 
 
@@ -54,7 +56,20 @@ def load(folder: Path, dtype: str = "auto") -> Any:
         ) from error
     model, report = loaded
     _judge(folder, report, _misshapen(model))
+    if quantized:
+        _refuse_another_scheme(folder)
     return model.eval()
+
+
+def _refuse_another_scheme(folder: Path) -> None:
+    """Raises CheckpointError if the tensors are not what config.json calls them; they load all the same."""
+    wrong = [*inspect(folder).mismatches, *(f"{name} holds NaN or infinity" for name in odd_scales(folder))]
+    if wrong:
+        raise CheckpointError(
+            f"{folder} is not what its config.json says: {_listed(wrong, '; ')}",
+            why="the model would compute something else than what was made",
+            fix="make or copy the checkpoint again",
+        )
 
 
 def _scales_without_weights(folder: Path) -> list[str]:
@@ -97,9 +112,9 @@ def _judge(folder: Path, report: dict[str, Any], misshapen: list[str]) -> None:
         )
 
 
-def _listed(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _listed(names: list[str], between: str = ", ") -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return between.join(names[:MOST_NAMED]) + more
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from labkit import checkpoint
 from labkit.checkpoint import Finding
 from labkit.engine import run_script
 from labkit.hardware import Gpu, Machine
+from labkit.manifest import MANIFEST
 from labkit.profiles import TINY
 
 from ..models import make_model
@@ -167,7 +168,7 @@ def test_a_folder_that_is_no_checkpoint_is_one_finding(tmp_path: Path) -> None:
 
 
 def test_errors_come_first(quantized: dict[str, Path], tmp_path: Path) -> None:
-    folder = shutil.copytree(quantized["head"], tmp_path / "m")
+    folder = shutil.copytree(quantized["head"], tmp_path / "m", ignore=shutil.ignore_patterns(MANIFEST))
     (folder / "tokenizer.json").unlink()
     levels = [finding.level for finding in on(folder)]
     assert levels == sorted(levels, key=lambda level: level != "error")

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from labkit import checkpoint
 from labkit.errors import CheckpointError, LabError
 from labkit.manifest import MANIFEST
 from labkit.profiles import TINY
+from labkit.quantize import quantizing
 from labkit.serving import serve
 from labkit.workspace import publishing
 from tests.checkpoint.damage import copy_with_tensors
@@ -52,6 +54,19 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model(made)
     with publishing(final, base="tiny", variant="bf16") as stage:
         shutil.copytree(made, stage, dirs_exist_ok=True)
+    return final
+
+
+@pytest.fixture(scope="module")
+def quantized(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    final = tmp_path_factory.mktemp("quantized") / "int8"
+    with quantizing(final, published, log=final.parent / "log") as job:
+        model = job.load()
+        oneshot(model=model, recipe=QuantizationModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"]))
+        job.save(model)
     return final
 
 
@@ -152,3 +167,42 @@ def test_without_the_guards_a_flipped_bit_and_a_lost_tensor_are_loaded_in_silenc
     assert AutoModelForCausalLM.from_pretrained(lost, local_files_only=True).num_parameters() > 0
     with pytest.raises(CheckpointError, match=r"missing: model\.norm\.weight"):
         checkpoint.load(lost)
+
+
+UP = "model.layers.0.mlp.up_proj"
+MISMATCHES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "one scale for all": (
+        lambda t: t.update({f"{UP}.weight_scale": t[f"{UP}.weight_scale"][:1]}),
+        rf"{UP}: config\.json says INT8 per channel, the scales have shape \[1, 1\]",
+    ),
+    "scales for half of it": (
+        lambda t: t.update({f"{UP}.weight_scale": t[f"{UP}.weight_scale"][:64].clone()}),
+        "The size of tensor a",
+    ),
+    "scales that are whole numbers": (
+        lambda t: t.update({f"{UP}.weight_scale": t[f"{UP}.weight_scale"].to(torch.int32)}),
+        "the scales are stored as I32",
+    ),
+    "scales that are no numbers": (
+        lambda t: t[f"{UP}.weight_scale"].fill_(float("nan")),
+        rf"{UP}\.weight_scale holds NaN",
+    ),
+    "FP8 where INT8 is said": (
+        lambda t: t.update({f"{UP}.weight": t[f"{UP}.weight"].view(torch.float8_e4m3fn)}),
+        "config.json says INT8 per channel, the file holds F8_E4M3",
+    ),
+    "no quantization where INT8 is said": (
+        lambda t: t.update({f"{UP}.weight": t[f"{UP}.weight"].float()}),
+        "config.json says INT8 per channel, the file holds F32",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISMATCHES)
+def test_tensors_that_are_not_what_the_config_says_are_named_and_not_used(
+    quantized: Path, tmp_path: Path, fault: Fault, what: str
+) -> None:
+    spoil, says = MISMATCHES[what]
+    fault.injected()
+    with pytest.raises(CheckpointError, match=says):
+        checkpoint.load(copy_with_tensors(quantized, tmp_path / "spoilt", spoil))
