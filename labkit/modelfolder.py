@@ -24,8 +24,12 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ValueError(f"a {type(config).__name__}, and no object")
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{folder} has no config.json", why="so it is no checkpoint", fix="check the path"
+            f"{folder} has no config.json",
+            why="where a config.json can't be read, nothing says which model this is",
+            fix="check the path",
         ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error}", fix="check its permissions") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}", fix="make or copy the checkpoint again") from error
     return config

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from labkit.errors import DataError
 from labkit.lab import Lab
 from labkit.profiles import TINY, WORKBENCH, Parameters
 from labkit.workspace import Workspace
+from tests.conftest import ROOT
 from tests.faults.count import Fault
 from tests.models import make_model, small_tokenizer
 
@@ -73,12 +76,25 @@ def test_one_row_is_an_error_that_says_how_many_are_wanted_and_one_is_enough_for
     assert len(calibrate(tmp_path, LINE, rows=1).input_ids) == 1
 
 
+LONG = """
+import sys
+from labkit.calibration import calibration_set
+from labkit.profiles import TINY
+from tests.models import small_tokenizer
+(row,) = calibration_set(TINY.calibration, small_tokenizer(), data=sys.argv[1], rows=1).input_ids
+print(len(row))
+"""
+
+
 def test_ten_megabytes_in_one_line_are_one_row_cut_at_the_length_that_is_stated(tmp_path: Path, fault: Fault) -> None:
+    """In a process of its own: cutting it into tokens takes much memory, and other tests measure theirs."""
     long = json.dumps({"text": "twelve apples and " * 600_000}).encode() + b"\n"
     assert len(long) > 10_000_000
+    (tmp_path / "calibration.jsonl").write_bytes(long)
     fault.injected()
-    (row,) = calibrate(tmp_path, long, rows=1).input_ids
-    assert len(row) == TINY.calibration.max_length
+    command = [sys.executable, "-c", LONG, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=fault.environment(), capture_output=True, text=True, check=True)
+    assert int(done.stdout) == TINY.calibration.max_length
 
 
 def test_a_template_that_raises_is_an_error_that_names_the_row(tmp_path: Path, fault: Fault) -> None:
