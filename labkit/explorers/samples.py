@@ -6,14 +6,15 @@ from labkit import figures
 from labkit.compare import detection_power, samples_to_detect
 from labkit.explorers.explorer import Explorer, Slider
 
+LOSS = 1.0  # points, at first
 COUNTS = (20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
 
 
 def sample_size(accuracy: float = 0.75, differing: float = 0.06) -> Explorer:
     """The chance to see a loss over the number of samples, with paired rows and without.
 
-    accuracy: the baseline's, 0 to 1. differing: share of the rows on which the two models differ; both are where their
-    sliders stand at first, so a lab gives what it measured.
+    accuracy: the baseline's, 0 to 1. differing: share of the rows on which the two models differ, which is never less
+    than the loss. Both are where their sliders stand at first, so a lab gives what it measured.
     """
 
     def draw(accuracy: float, differing: float, loss: float, samples: float) -> figures.Figure:
@@ -38,8 +39,8 @@ def sample_size(accuracy: float = 0.75, differing: float = 0.06) -> Explorer:
 
     controls = {
         "accuracy": Slider("baseline's accuracy", 0.3, 0.999, 0.001, min(max(round(accuracy, 3), 0.3), 0.999)),
-        "differing": Slider("rows that differ, %", 0.5, 30, 0.5, min(max(round(200 * differing) / 2, 0.5), 30)),
-        "loss": Slider("loss, points", 0.25, 5, 0.25, 1),
+        "differing": Slider("rows that differ, %", 0.5, 30, 0.5, min(max(round(200 * differing) / 2, LOSS), 30)),
+        "loss": Slider("loss, points", 0.25, 5, 0.25, LOSS),
         "samples": Slider("samples", 4, 16, 0.5, 8, power=True),
     }
     return Explorer(controls, draw)

@@ -127,3 +127,6 @@ def test_the_sample_size_explorer_starts_from_what_was_measured() -> None:
         "A loss of 1 point from 60.0%, the models differing on 10.0% of the rows"
     )
     assert sample_size(accuracy=1.0, differing=0.0).at(), "a perfect score that nothing changed is at the sliders' ends"
+    nothing = sample_size(accuracy=0.996, differing=0.0)
+    described = {nothing.at(differing=share).description for share in (nothing.controls["differing"].value, 1.5)}
+    assert len(described) == 2, "the first step of the slider shows"
