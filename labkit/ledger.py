@@ -8,6 +8,7 @@ skips nothing silently: a line that is not a measurement is an error that names 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import sys
@@ -121,6 +122,17 @@ def _parse(line: bytes, number: int, path: Path) -> Measurement:
     return Measurement(**record)
 
 
+def _entry(end: int, data: bytes) -> bytes:
+    """A journal's contents: where the ledger ended, what is added there, and a digest that says whether it is whole."""
+    return f"{end} {hashlib.sha256(data).hexdigest()}\n".encode() + data
+
+
+def _write(handle: int, data: bytes) -> None:
+    if os.write(handle, data) != len(data):
+        raise OSError(f"no room for {len(data)} bytes")
+    os.fsync(handle)
+
+
 class Ledger:
     """The measurements of one workspace; a missing file is an empty ledger."""
 
@@ -135,26 +147,49 @@ class Ledger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            self._finish(file.fileno())
             end = os.fstat(file.fileno()).st_size
             if end and os.pread(file.fileno(), 1, end - 1) != b"\n":  # glued to it, the new line would be lost as well
                 raise _cut(self.path, self.path.read_bytes().count(b"\n") + 1)
             data = text.encode()
             try:
-                if os.write(file.fileno(), data) != len(data):
-                    raise OSError(f"no room for {len(data)} bytes")
-                os.fsync(file.fileno())
+                self._journal.write_bytes(_entry(end, data))
+                _write(file.fileno(), data)
             except OSError as error:
                 os.ftruncate(file.fileno(), end)
+                self._journal.unlink(missing_ok=True)
                 raise DataError(
                     f"{self.path}: the measurement could not be written ({error})",
                     why="earlier lines are untouched, this one is lost",
                     fix="free some disk space and run the cell again",
                 ) from error
+            self._journal.unlink()
+
+    @property
+    def _journal(self) -> Path:
+        """What is being added, and where: a kill stops the system in the middle of a write that crosses a page."""
+        return self.path.with_name(f".part-{self.path.name}")
+
+    def _finish(self, handle: int) -> None:
+        """Adds whole what a killed writer was adding. Under the lock, so that no writer is at it any more."""
+        if not self._journal.exists():
+            return
+        head, _, data = self._journal.read_bytes().partition(b"\n")
+        first = head.split(b" ")[0]
+        end = int(first) if first.isdigit() else 0
+        if _entry(end, data) == head + b"\n" + data:  # else it was killed before it touched the ledger
+            os.ftruncate(handle, end)
+            _write(handle, data)
+        self._journal.unlink()
 
     def read(self) -> list[Measurement]:
         """All measurements, oldest first."""
         if not self.path.exists():
             return []
+        if self._journal.exists():
+            with open(self.path, "ab", buffering=0) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                self._finish(file.fileno())
         lines = self.path.read_bytes().split(b"\n")
         if lines[-1]:
             raise _cut(self.path, len(lines))
