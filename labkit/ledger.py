@@ -177,7 +177,8 @@ class Ledger:
         head, _, data = self._journal.read_bytes().partition(b"\n")
         first = head.split(b" ")[0]
         end = int(first) if first.isdigit() else 0
-        if _entry(end, data) == head + b"\n" + data:  # else it was killed before it touched the ledger
+        untouched = end <= os.fstat(handle).st_size <= end + len(data)  # else somebody edited the ledger since
+        if untouched and _entry(end, data) == head + b"\n" + data:  # else it was killed before it came to the ledger
             os.ftruncate(handle, end)
             _write(handle, data)
         self._journal.unlink()

@@ -14,6 +14,20 @@ from typing import Any
 from labkit.errors import CheckpointError
 
 MANIFEST = "labkit_manifest.json"
+_UNWRITABLE = re.compile(r"[\\:\x00-\x1f\x7f\ud800-\udfff]")  # the last are halves of characters, which UTF-8 has not
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether a file of that name (parts apart by `/`) stays below its folder and can be written on every system.
+
+    Not so: nothing, absolute paths, `.` and `..`, backslashes, colons (drive letters), control characters, and names
+    longer than file systems take.
+    """
+    return not (
+        _UNWRITABLE.search(name)
+        or any(part in ("", ".", "..") or len(part.encode()) > 255 for part in name.split("/"))
+        or len(name.encode()) > 1024
+    )
 
 
 def file_sha256(path: Path) -> str:
@@ -56,7 +70,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} has no {MANIFEST}", why="so nothing says whether it is whole", fix="make it again"
         )
     try:
-        return parse_manifest(path.read_bytes())
+        manifest = parse_manifest(path.read_bytes())
+        if strange := [name for name in manifest["files"] if not is_safe_name(name)]:
+            raise ValueError(f"{strange[0][:200]!r} is no file of the folder")
+        return manifest
     except ValueError as error:
         raise CheckpointError(
             f"{path} is damaged: {error}",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import CheckpointError
-from labkit.manifest import require_intact
+from labkit.manifest import is_safe_name, require_intact
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -44,7 +44,7 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-            if strange := [name for name in names if not name or Path(name).name != name]:
+            if strange := [name for name in names if "/" in name or not is_safe_name(name)]:
                 raise ValueError(f"{strange[0]!r} is no file of the folder")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{index} is damaged: {error}", fix="make or copy the checkpoint again") from error

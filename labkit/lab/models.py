@@ -111,15 +111,16 @@ class Models(Telling):
 
     def _warn_of_repeats(self, chosen: CalibrationSet, task: Task) -> None:
         """Of local files only: what a hub data set holds would have to be fetched for it."""
+        scored = task.data_files.get("test") or next(iter(task.data_files.values()), ())  # IFEval has a `train` only
         try:
-            path = find_data_file(self.parameters.data, task.data_files.get("test", ()), f"test rows of {task.name}")
+            path = find_data_file(self.parameters.data, scored, f"test rows of {task.name}")
             found = calibration.repeated(chosen, read_rows(path))
         except DataError:  # an evaluation will say so, if there is one
             return
         if found:
             print(
                 wrapped(
-                    f"Warning: {len(found)} questions of {path.name} stand in the {chosen.requested} calibration rows "
+                    f"Warning: of {path.name}, {len(found)} of the questions stand in the {chosen.requested} calibration rows "
                     f"of {chosen.source}, such as {found[0][:60]!r}. A score of {task.name} on them says too much: "
                     "calibrate on other rows."
                 )

@@ -11,13 +11,13 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from labkit.errors import DataError, UsageError
+from labkit.manifest import is_safe_name
 
 S3, HUB = "s3://", "hub:"
 BUCKET_VARIABLE = "AWS_S3_BUCKET"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
-_UNWRITABLE = re.compile(r"[\\:\x00-\x1f\x7f\ud800-\udfff]")  # the last are halves of characters, which UTF-8 has not
 
 
 @dataclass(frozen=True)
@@ -101,17 +101,8 @@ def _bucket(text: str) -> Address:
 
 
 def refuse_unsafe_name(name: str, where: str) -> None:
-    """Raises DataError for a file's name that would leave the folder it goes to, or can't be written on every system.
-
-    Refused: nothing, absolute paths, `.` and `..`, backslashes, colons (drive letters), control characters, and names
-    longer than file systems take.
-    """
-    parts = name.split("/")
-    if (
-        _UNWRITABLE.search(name)
-        or any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts)
-        or len(name.encode()) > 1024
-    ):
+    """Raises DataError for a file's name that would leave its folder, or can't be written on every system."""
+    if not is_safe_name(name):
         raise DataError(
             f"{where} holds a file named {name[:200]!r}",
             why="it would be written outside of its folder, or can't be written on every system",

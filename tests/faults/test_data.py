@@ -122,8 +122,14 @@ def test_rows_that_repeat_the_test_set_are_told_with_their_number_and_the_first_
     lab = Lab("02_x", profile, Workspace(tmp_path / "ws"), Parameters(model=str(model), data=str(tmp_path)))
     lab.calibration_rows()
     said = " ".join(capsys.readouterr().out.split())
-    assert "Warning: 3 questions of gsm8k_test.jsonl stand in the 16 calibration rows of calibration.jsonl" in said
+    assert (
+        "Warning: of gsm8k_test.jsonl, 3 of the questions stand in the 16 calibration rows of calibration.jsonl" in said
+    )
     assert repr(questions[3][:60]) in said
+    (tmp_path / "ifeval.jsonl").write_text(json.dumps({"prompt": questions[2]}) + "\n")
+    lab.calibration_rows()
+    assert "Warning: of ifeval.jsonl, 1 of the questions" in capsys.readouterr().out
+    (tmp_path / "ifeval.jsonl").unlink()
     (tmp_path / "gsm8k_test.jsonl").write_text(json.dumps({"question": questions[30], "answer": "n"}) + "\n")
     lab.calibration_rows()
     assert capsys.readouterr().out == ""

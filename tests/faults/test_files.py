@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import pytest
 from labkit.errors import DataError
 from labkit.ledger import Ledger, Measurement
 from labkit.manifest import verify_manifest
-from labkit.workspace import Workspace, publishing
+from labkit.workspace import Workspace, publishing, put_in_place
 from tests.conftest import ROOT
 from tests.faults.count import Fault
 from tests.full_disk import run_python_with_room
@@ -26,6 +28,7 @@ LONGEST_SECONDS = 0.08  # after the first save; one takes some milliseconds
 # A checkpoint of synthetic tensors, saved again and again by a process that imports no torch.
 SAVING = """
 import json, os, struct, sys
+from dataclasses import replace
 from pathlib import Path
 from labkit.workspace import publishing
 final, naive = Path(sys.argv[1]), len(sys.argv) > 2
@@ -45,6 +48,7 @@ for number in range(10_000):
 """
 APPENDING = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from labkit.ledger import Ledger, Measurement
 for number in range(100_000):
@@ -100,6 +104,64 @@ def test_a_ledger_whose_writer_is_killed_loses_no_line_and_tears_none(tmp_path: 
         assert ledger.path.read_bytes().startswith(before)
         assert ledger.read()
     fault.nothing_left()
+
+
+LINE = Measurement("size", "bytes", 2, "bf16", "tiny")
+
+
+@pytest.mark.parametrize("written", [0, 40, -1, None], ids=["nothing", "half", "all but its end", "all"])
+@pytest.mark.parametrize("next_is", ["a reader", "a writer"])
+def test_a_line_whose_writer_was_killed_within_the_write_is_finished_by_the_next_one(
+    tmp_path: Path, fault: Fault, written: int | None, next_is: str
+) -> None:
+    """What such a kill leaves: the system stops a write where it crosses a page."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append([Measurement("size", "bytes", 1, "bf16", "tiny")])
+    before = ledger.path.read_bytes()
+    ledger.append([LINE])
+    data = ledger.path.read_bytes()[len(before) :]
+    journal = tmp_path / ".part-ledger.jsonl"
+    assert not journal.exists()
+    journal.write_bytes(f"{len(before)} {hashlib.sha256(data).hexdigest()}\n".encode() + data)
+    ledger.path.write_bytes(before + data[:written])
+    fault.injected()
+    if next_is == "a writer":
+        ledger.append([replace(LINE, value=3)])
+    assert [m.value for m in ledger.read()] == [1, 2] + [3] * (next_is == "a writer")
+    assert not journal.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 1, 70, -1], ids=["empty", "a digit", "its head", "all but its end"])
+def test_a_note_that_is_not_whole_changes_nothing(tmp_path: Path, fault: Fault, keep: int) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append([LINE])
+    note = f"0 {hashlib.sha256(b'x').hexdigest()}\nx".encode()
+    (tmp_path / ".part-ledger.jsonl").write_bytes(note[:keep])
+    fault.injected()
+    with fault.keeps(ledger.path):
+        assert ledger.read() == [LINE]
+
+
+def test_a_note_of_a_ledger_that_was_edited_since_changes_nothing(tmp_path: Path, fault: Fault) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append([LINE])
+    size = ledger.path.stat().st_size
+    for end in (size + 1, 0):  # the ledger is shorter than it was, or has more than the note added
+        (tmp_path / ".part-ledger.jsonl").write_bytes(f"{end} {hashlib.sha256(b'x').hexdigest()}\nx".encode())
+        fault.injected()
+        with fault.keeps(ledger.path):
+            assert ledger.read() == [LINE]
+
+
+def test_a_folder_takes_the_place_of_another_in_one_step(tmp_path: Path, fault: Fault) -> None:
+    """Without a moment in which there is none: a name to put the older one aside is not needed."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "which").write_text(name)
+    fault.injected()
+    put_in_place(tmp_path / "new", tmp_path / "old", tmp_path / "there is no such folder" / "aside")
+    assert (tmp_path / "old" / "which").read_text() == "new"
+    assert os.listdir(tmp_path) == ["old"]
 
 
 def test_a_torn_line_stays_alone(tmp_path: Path, fault: Fault) -> None:

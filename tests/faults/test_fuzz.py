@@ -61,6 +61,8 @@ def test_any_bytes_are_read_or_refused(fault: Fault, reader: str, data: bytes) -
 
 @pytest.mark.parametrize("reader", [name for name in READERS if name != "safetensors"])
 @many
+@example(value={"weight_map": {"w": "a" * 5000}})
+@example(value={"weight_map": {"w": "../model.safetensors"}})
 @given(value=JSON)
 def test_any_json_is_read_or_refused(fault: Fault, reader: str, value: Any) -> None:
     fault.injected()
@@ -85,10 +87,12 @@ def test_any_header_of_tensors_is_read_or_refused(fault: Fault, header: dict[str
     READERS["safetensors"](struct.pack("<Q", len(text)) + text + data)
 
 
-FILE = st.fixed_dictionaries({}, optional={"bytes": st.integers() | JSON, "sha256": st.text(max_size=64) | JSON})
+FILE = st.fixed_dictionaries({}, optional={"bytes": st.integers() | JSON, "sha256": st.just("0" * 64) | JSON})
 
 
 @many
+@example(files={"a" * 5000: {"bytes": 1, "sha256": "0" * 64}})
+@example(files={"../../etc/passwd": {"bytes": 1, "sha256": "0" * 64}})
 @given(files=st.dictionaries(WORDS, FILE | JSON, max_size=4))
 def test_any_list_of_files_is_read_or_refused(fault: Fault, files: dict[str, Any]) -> None:
     fault.injected()
