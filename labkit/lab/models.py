@@ -120,8 +120,8 @@ class Models(Telling):
         if found:
             print(
                 wrapped(
-                    f"Warning: of {path.name}, {len(found)} of the questions stand in the {chosen.requested} calibration rows "
-                    f"of {chosen.source}, such as {found[0][:60]!r}. A score of {task.name} on them says too much: "
+                    f"Warning: of {path.name}, {len(found)} of the questions stand in the {chosen.requested} "
+                    f"calibration rows of {chosen.source}, such as {found[0][:60]!r}. A score of {task.name} on them says too much: "
                     "calibrate on other rows."
                 )
             )
