@@ -121,7 +121,7 @@ class Models(Telling):
             print(
                 wrapped(
                     f"Warning: of {path.name}, {len(found)} of the questions stand in the {chosen.requested} "
-                    f"calibration rows of {chosen.source}, such as {found[0][:60]!r}. A score of {task.name} on them says too much: "
-                    "calibrate on other rows."
+                    f"calibration rows of {chosen.source}, such as {found[0][:60]!r}. "
+                    f"A score of {task.name} on them says too much: calibrate on other rows."
                 )
             )
