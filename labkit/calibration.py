@@ -21,6 +21,8 @@ from labkit.localdata import find_data_file, read_rows
 from labkit.rows import Text, columns_of, levelled, text_of, tokens_of, turns
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from datasets import Dataset
 
     from labkit.profiles import Calibration
@@ -119,6 +121,11 @@ def calibration_set(
     return replace(made, texts=tuple(texts))
 
 
+def local_file(spec: Calibration, data: str) -> Path:
+    """The file of a local folder (or the one file) `data` that the rows come from; DataError if there is none."""
+    return find_data_file(data, spec.data_files or ("calibration",), USE, any_name=True)
+
+
 def repeated(rows: CalibrationSet, tests: Iterable[Mapping[str, Any]]) -> list[str]:
     """The questions of a test set that stand in calibration rows, word for word: scores on them say too much.
 
@@ -158,7 +165,7 @@ def _finish(
 
 def _open(spec: Calibration, data: str, rows: int, seed: int) -> _Source:
     if data:
-        path = find_data_file(data, spec.data_files or ("calibration",), USE, any_name=True)
+        path = local_file(spec, data)
         return _table(path.name, read_rows(path), seed)
     if spec.source == "tiny":
         return _tiny(spec.split, rows, seed)

@@ -11,7 +11,6 @@ The recipe and `oneshot(...)` stand in the notebook, where a learner sees them:
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,16 +21,13 @@ from typing import TYPE_CHECKING, Any
 from labkit import checkpoint, hardware, memory
 from labkit.chatter import ChatterLog, to_log
 from labkit.errors import CheckpointError, UsageError
+from labkit.gptqlog import fallbacks_in, gptq_layers_in
+from labkit.workspace import publishing
 
 if TYPE_CHECKING:
     import torch
 
     from labkit.calibration import CalibrationSet
-
-# llmcompressor 0.14, modifiers/gptq/base.py: the warning names at most ten layers, the debug message all of them.
-FALLBACK = re.compile(r"Hessian inversion failed for .*Affected modules: (.+)", re.DOTALL)
-ALL_FALLBACKS = re.compile(r"round-to-nearest due to hessian inversion failure: (.+)", re.DOTALL)
-GPTQ_LAYERS = re.compile(r"Quantizing \d+ module\(s\): \[(.*)\]", re.DOTALL)
 
 
 class Job:
@@ -93,22 +89,42 @@ class Job:
         if model not in self._models:
             self._models.append(model)
         recipe = active_session().lifecycle.recipe
-        checkpoint.save(
-            model,
-            self.tokenizer,
-            self.final,
-            base=self.base_name,
-            variant=self.variant,
-            **checkpoint.origin(self.base_source, self.base),
-            recipe=recipe.yaml() if recipe else "",
-            calibration=calibration.facts() if calibration else None,
-            gptq_fallbacks=list(self.fallbacks),
-            versions=hardware.stack_versions(),
-            **facts,
-        )
+        made = self._made(recipe.yaml() if recipe else "", calibration)
+        checkpoint.save(model, self.tokenizer, self.final, **made, **facts)
         self.saved = True
         self._measuring.close()
         self._in_memory = _probe(model)  # now, and not before: until it is compressed, each forward rounds all weights
+
+    @contextmanager
+    def folder(self, recipe: str, **facts: Any) -> Iterator[Path]:
+        """An empty folder for a library that writes a checkpoint by itself, with no model in memory: `model_free_ptq`.
+
+        recipe: how it is made, in words, for the manifest. When the block ends, the folder becomes `final`, with a
+        manifest as `save` writes it, and the clock stops.
+        Raises CheckpointError, and leaves an older `final` as it was, if the tensors are not what config.json says.
+        """
+        with publishing(self.final, **self._made(recipe, None), **facts) as stage:
+            yield stage
+            if wrong := checkpoint.inspect(stage).mismatches:
+                raise CheckpointError(
+                    f"what was written for {self.final} is no checkpoint: {'; '.join(wrong[:3])}",
+                    why="config.json says something else than the tensors are",
+                    fix="look at what was left out (`ignore`) and at the versions of llmcompressor and the lock",
+                )
+        self.saved = True
+        self._measuring.close()
+
+    def _made(self, recipe: str, calibration: CalibrationSet | None) -> dict[str, Any]:
+        """How this checkpoint came about, for its manifest."""
+        return {
+            "base": self.base_name,
+            "variant": self.variant,
+            **checkpoint.origin(self.base_source, self.base),
+            "recipe": recipe,
+            "calibration": calibration.facts() if calibration else None,
+            "gptq_fallbacks": list(self.fallbacks),
+            "versions": hardware.stack_versions(),
+        }
 
     def reload_difference(self) -> float:
         """How far the saved checkpoint is from the model in memory: mean |difference| of logits over mean |logit|.
@@ -214,27 +230,3 @@ def quantizing(
             why="a later step would find no checkpoint there, or an older one",
             fix="end the block with job.save(model)",
         )
-
-
-def fallbacks_in(messages: Sequence[str]) -> tuple[str, ...]:
-    """The layers of which llm-compressor's messages say that GPTQ fell back to round-to-nearest.
-
-    Raises CheckpointError if they say that there were some but the names can't be read.
-    """
-    found: dict[str, None] = {}
-    for message in messages:
-        if named := ALL_FALLBACKS.search(message) or FALLBACK.search(message):
-            found |= dict.fromkeys(re.split(r",\s*(?:and )?", re.sub(r",\s*and \d+ more \(.*", "", named.group(1))))
-        elif "hessian inversion fail" in message.lower():
-            raise CheckpointError(
-                f"GPTQ fell back to round-to-nearest, and this labkit can't read where: {message}",
-                why="the result would be reported as GPTQ",
-                fix="use the llmcompressor of the lock",
-            )
-    return tuple(name for name in found if name)
-
-
-def gptq_layers_in(messages: Sequence[str]) -> tuple[str, ...]:
-    """The layers that llm-compressor's messages say GPTQ worked on."""
-    named = [match.group(1) for message in messages if (match := GPTQ_LAYERS.search(message))]
-    return tuple(dict.fromkeys(name.strip("'\" ") for names in named for name in names.split(",")))

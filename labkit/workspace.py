@@ -159,6 +159,11 @@ class Workspace:
         return self.root / "cache" / "data"
 
     @property
+    def tokens(self) -> Path:
+        """Calibration rows of local files, tokenized: a file a set (see tokenized.py)."""
+        return self.root / "cache" / "tokens"
+
+    @property
     def ledger(self) -> Ledger:
         return Ledger(self.root / "ledger.jsonl")
 

@@ -19,12 +19,12 @@ PACKAGE = Path(__file__).parents[1] / "labkit"
 FLOORS: tuple[set[str], ...] = (
     {"errors", "guard", "engine_child"},
     {"ledger", "manifest", "profiles", "processes", "hardware", "memory", "numerics", "tiny"}
-    | {"localdata", "hubdata", "activations", "chatter", "estimates", "padding"},
+    | {"localdata", "hubdata", "activations", "chatter", "estimates", "padding", "gptqlog"},
     {"modelfolder"},
     {"workspace", "engine", "rows", "simulation"},
     {"transfer", "pace"},
     {"calibration", "checkpoint", "evaluation", "perplexity", "serving"},
-    {"compare", "quantize", "divergence"},
+    {"compare", "quantize", "divergence", "tokenized"},
     {"zeroquant", "card"},
     {"figures", "checks", "publish"},
     {"explorers", "scorecard"},

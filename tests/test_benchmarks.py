@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import evaluating, measure, piping, quantizing, readme, starting, table
+from benchmarks import evaluating, gpu, measure, piping, quantizing, readme, starting, table
 from benchmarks.results import RESULTS, Bar, Report, Result, Run
 from labkit.errors import DataError, ProcessFailed
 from labkit.pipeline.tools import Step
@@ -151,3 +153,42 @@ def test_the_bars_are_those_that_were_agreed() -> None:
     assert evaluating.BARS[0] == Bar("wall_seconds", 0.25)
     assert (starting.IMPORT_SECONDS, starting.LABS_SECONDS, starting.SETUP_SECONDS) == (0.3, 300.0, 300.0)
     assert (len(evaluating.VARIANTS), TINY.main_task.limit) == (4, 500)
+
+
+@pytest.mark.long
+def test_the_gpu_script_takes_all_its_steps_on_a_cpu(tmp_path: Path) -> None:
+    page = tmp_path / "gpu.md"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--output", str(page)]
+    done = subprocess.run(command, cwd=measure.ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = page.read_text()
+    for row in (
+        "decode, 1 tokens: qkv",
+        "prefill, 64 tokens: down",
+        "FP8_DYNAMIC",
+        "INT8 SmoothQuant+GPTQ",
+        "tests marked",
+    ):
+        assert row in done.stdout
+        assert row in written
+    assert "a dry run on" in written
+
+
+def test_without_a_gpu_the_gpu_script_says_how_to_try_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        command, cwd=measure.ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "torch sees no GPU here" in done.stderr
+    assert "--dry-run" in done.stderr
+
+
+def test_no_product_can_be_faster_than_its_roof() -> None:
+    chip = gpu.Chip(bf16=100.0, fp8=200.0, memory=10.0)
+    assert chip.roof_seconds(flop=400.0, moved_bytes=1.0, fp8=True) == 2.0
+    assert chip.roof_seconds(flop=400.0, moved_bytes=1.0, fp8=False) == 4.0
+    assert chip.roof_seconds(flop=1.0, moved_bytes=50.0, fp8=True) == 5.0
+    assert next(c for p, c in gpu.CHIPS.items() if re.search(p, "NVIDIA H100 80GB HBM3")) == gpu.CHIPS["H100"]
+    assert next(c for p, c in gpu.CHIPS.items() if re.search(p, "NVIDIA L40S")) == gpu.CHIPS["L40S"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from labkit import checkpoint
 from labkit.calibration import CalibrationSet, calibration_set
 from labkit.errors import CheckpointError, UsageError
+from labkit.gptqlog import fallbacks_in, gptq_layers_in
 from labkit.manifest import MANIFEST, read_manifest, verify_manifest
 from labkit.profiles import TINY
-from labkit.quantize import Job, fallbacks_in, gptq_layers_in, quantizing
+from labkit.quantize import Job, quantizing
 
 from .models import make_model, small_tokenizer
 
@@ -259,6 +261,63 @@ def test_a_model_is_kept_where_that_is_asked_for(tmp_path: Path) -> None:
         job.save(model)
     with torch.no_grad():
         assert torch.equal(model(IDS).logits, checkpoint.load(job.final)(IDS).logits)
+
+
+def test_a_checkpoint_made_a_shard_at_a_time_holds_the_same_tensors(base: Path, tmp_path: Path) -> None:
+    from llmcompressor import model_free_ptq
+
+    whole, logits = run(tmp_path / "whole", base, rtn("FP8_DYNAMIC"))
+    shards = tmp_path / "shards"
+    checkpoint.load(base).save_pretrained(shards, max_shard_size="100KB")
+    checkpoint.load_tokenizer(base).save_pretrained(shards)
+    with (
+        quantizing(tmp_path / "by-shards", shards, log=tmp_path / "q.log") as job,
+        job.folder("model_free_ptq, FP8_DYNAMIC", sharded=True) as folder,
+    ):
+        model_free_ptq(shards, folder, scheme="FP8_DYNAMIC", ignore=["lm_head", "model.embed_tokens"], device="cpu")
+    assert len(list(job.final.glob("*.safetensors"))) > 2
+    assert checkpoint.different_tensors(job.final, whole.final) == []
+    manifest = verify_manifest(job.final)
+    assert (manifest["recipe"], manifest["sharded"], manifest["base"]) == (
+        "model_free_ptq, FP8_DYNAMIC",
+        True,
+        "shards",
+    )
+    assert job.wall_seconds > 0
+    with torch.no_grad():
+        assert torch.equal(checkpoint.load(job.final)(IDS).logits, logits)
+
+
+def test_embeddings_that_were_quantized_by_oversight_are_refused(base: Path, tmp_path: Path) -> None:
+    from llmcompressor import model_free_ptq
+
+    def without_ignoring_them() -> None:
+        with quantizing(tmp_path / "out", base, log=tmp_path / "q.log") as job, job.folder("model_free_ptq") as folder:
+            model_free_ptq(base, folder, scheme="FP8_DYNAMIC", ignore=["lm_head"], device="cpu")
+
+    with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight: embeddings are quantized"):
+        without_ignoring_them()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_not_what_its_config_says_is_refused_and_the_older_one_stays(
+    base: Path, tmp_path: Path
+) -> None:
+    older, _ = run(tmp_path / "out", base, rtn("FP8_DYNAMIC"))
+
+    def wrong() -> None:
+        with (
+            quantizing(older.final, base, log=tmp_path / "q.log") as job,
+            job.folder("the base model with another scheme's config") as folder,
+        ):
+            shutil.copytree(base, folder, dirs_exist_ok=True)
+            shutil.copy(older.final / "config.json", folder)
+
+    with pytest.raises(CheckpointError, match="the file holds BF16"):
+        wrong()
+    assert verify_manifest(older.final)["variant"] == "out"
+    assert checkpoint.inspect(older.final).mismatches == ()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".part")] == []
 
 
 def test_a_block_that_saves_nothing_is_an_error(base: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: found, loaded strictly, saved atomically, described, and judged by what the serving stack accepts."""
 
+from labkit.checkpoint.alike import different_tensors
 from labkit.checkpoint.cache import cache_scales, rescale_cache
 from labkit.checkpoint.headers import TensorInfo, read_headers
 from labkit.checkpoint.inspect import Inspection, Layer, TensorGroup, inspect
@@ -19,6 +20,7 @@ __all__ = [
     "TensorGroup",
     "TensorInfo",
     "cache_scales",
+    "different_tensors",
     "inspect",
     "lint",
     "load",

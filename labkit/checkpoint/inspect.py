@@ -104,6 +104,9 @@ def inspect(folder: Path, *, values: bool = False) -> Inspection:
         mismatches.append(f"{head.name}: config.json ties it to the embeddings, the file holds its own, quantized")
     if claims and not any(layer.weights for layer in layers):
         mismatches.append("config.json says that the model is quantized, and no layer is")
+    for name in tensors:
+        if part_of(name) == "embeddings" and f"{name}_scale" in tensors:
+            mismatches.append(f"{name}: embeddings are quantized, and engines read only linear layers so")
     cache = Quantization.parse(quantization.get("kv_cache_scheme"))
     return Inspection(
         folder,

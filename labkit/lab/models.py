@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from labkit import calibration, checkpoint, hardware, tiny
+from labkit import calibration, checkpoint, hardware, tiny, tokenized
 from labkit.errors import DataError, MissingResult
 from labkit.lab.notebook import waiting, wrapped
 from labkit.lab.telling import Telling
@@ -104,10 +104,17 @@ class Models(Telling):
         return chosen
 
     def _rows(self, rows: int) -> CalibrationSet:
-        spec = self.profile.calibration
-        return calibration.calibration_set(
-            spec, self.tokenizer(), data=self.parameters.data, rows=rows, seed=self.profile.seed
-        )
+        """Those of a local file are tokenized once a workspace; the embedded corpus is made as fast as it is read."""
+        spec, data, seed = self.profile.calibration, self.parameters.data, self.profile.seed
+
+        def make() -> CalibrationSet:
+            return calibration.calibration_set(spec, self.tokenizer(), data=data, rows=rows, seed=seed)
+
+        if not data:
+            return make()
+        settings = {"rows": rows, "max_length": spec.max_length, "seed": seed}
+        key = tokenized.key(calibration.local_file(spec, data), self.base, **settings)
+        return tokenized.once(self.workspace.tokens, key, make)
 
     def _warn_of_repeats(self, chosen: CalibrationSet, task: Task) -> None:
         """Of local files only: what a hub data set holds would have to be fetched for it."""
