@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from labkit import checkpoint, hardware, memory
 from labkit.chatter import ChatterLog, to_log
 from labkit.errors import CheckpointError, UsageError
+from labkit.faster import faster
 from labkit.gptqlog import fallbacks_in, gptq_layers_in
 from labkit.workspace import publishing
 
@@ -215,7 +216,7 @@ def quantizing(
     """
     import torch
 
-    with to_log(log) as chatter, memory.trimmed():
+    with to_log(log) as chatter, memory.trimmed(), faster():
         name = base_name or checkpoint.short_name(str(base))
         job = Job(final, base, name, base_source or str(base), variant or final.name, chatter)
         torch.manual_seed(seed)

@@ -20,7 +20,7 @@ FLOORS: tuple[set[str], ...] = (
     {"errors", "guard", "engine_child"},
     {"ledger", "manifest", "profiles", "processes", "hardware", "memory", "numerics", "tiny"}
     | {"localdata", "hubdata", "activations", "chatter", "estimates", "padding", "gptqlog"},
-    {"modelfolder"},
+    {"modelfolder", "faster"},
     {"workspace", "engine", "rows", "simulation"},
     {"transfer", "pace"},
     {"calibration", "checkpoint", "evaluation", "perplexity", "serving"},

@@ -1,7 +1,8 @@
 """The methods of the labs from scratch, in pure torch and the papers' notation; no files, no models.
 
-Read in this order: `formats` (grids, scales, round-to-nearest), `smoothquant`, `gptq`; and for 4 bits `groups` (scales
-for a few columns each), `lorc` (low-rank compensation), `pow2` (scales that are powers of two). Tests hold each against
+Read in this order: `formats` (grids, scales, round-to-nearest), `smoothquant`, `gptq`, `ldlq` (the same without an
+inverse); and for 4 bits `groups` (scales for a few columns each), `lorc` (low-rank compensation), `pow2` (scales that
+are powers of two). Tests hold each against
 the library that does it in production, where there is one: compressed-tensors bit for bit, llm-compressor within a
 stated tolerance.
 """
@@ -29,6 +30,7 @@ from labkit.numerics.formats import (
 )
 from labkit.numerics.gptq import DAMPENING, gptq, hessian, output_error
 from labkit.numerics.groups import fitting_group, for_each_column, group_scales
+from labkit.numerics.ldlq import ldlq, upper_factor
 from labkit.numerics.lorc import LowRank, low_rank_correction
 from labkit.numerics.pow2 import Cast, ExponentRounding, Reading, cast_to_fp8, m1, m2
 from labkit.numerics.smoothquant import Smoothed, channel_absmax, smooth, smoothing_scales
@@ -59,6 +61,7 @@ __all__ = [
     "gptq",
     "group_scales",
     "hessian",
+    "ldlq",
     "low_rank_correction",
     "m1",
     "m2",
@@ -72,4 +75,5 @@ __all__ = [
     "smooth",
     "smoothing_scales",
     "sqnr_db",
+    "upper_factor",
 ]
