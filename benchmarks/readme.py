@@ -22,9 +22,9 @@ Every side is a whole process, imports included: wall seconds from its start to 
 memory over its process tree. The two sides of a pair take turns in the same run. A ratio is that of the medians, ours
 divided by theirs, with the smallest and largest of the single pairs; below 1 labkit is faster or smaller.
 
-`python -m benchmarks.gpu` is for a machine with a GPU: FP8 against BF16 matrix products at the shapes of a 7B model, two
-quantizes with the GPU's memory, and the tests marked `gpu`, in one table. No such machine was at hand, so it **has not
-been measured**; `--dry-run` takes its steps on a CPU.
+`python -m benchmarks.gpu` is for a machine with a GPU: FP8 against BF16 matrix products at the shapes of a 7B model,
+two quantizes with the GPU's memory, and the tests marked `gpu`, in one table. No such machine was at hand, so it **has
+not been measured**; `--dry-run` takes its steps on a CPU.
 
 The three of lab 06 (simulated layer, grid, LoRC) time a part of a process; LoRC's memory is what that part added.
 """

@@ -92,6 +92,10 @@ PAIRS: dict[str, tuple[Callable[[], Check], Callable[[], Check]]] = {
     ),
     "values are finite": (lambda: checks.values_are_finite([]), lambda: checks.values_are_finite(["q_proj.weight"])),
     "reload is equal": (lambda: checks.reload_is_equal(0.001), lambda: checks.reload_is_equal(0.5)),
+    "same tensors": (
+        lambda: checks.same_tensors([], "one checkpoint against another"),
+        lambda: checks.same_tensors(["a.weight"], "one checkpoint against another"),
+    ),
     "gptq ran": (lambda: checks.gptq_ran([], ["a", "b"], 2), lambda: checks.gptq_ran([], ["a"], 2)),
     "gptq fell back nowhere": (lambda: checks.gptq_ran([], ["a"], 1), lambda: checks.gptq_ran(["a"], ["a"], 1)),
     "memory came back": (

@@ -17,6 +17,7 @@ from labkit.checks.quantized import (
     layers_have_scheme,
     memory_came_back,
     reload_is_equal,
+    same_tensors,
     server_accepts,
     values_are_finite,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "reload_is_equal",
     "rises_first",
     "same_contents",
+    "same_tensors",
     "saving_as_predicted",
     "scores_are_whole",
     "server_accepts",

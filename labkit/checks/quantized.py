@@ -66,6 +66,17 @@ def reload_is_equal(difference: float, tolerance: float = 0.05) -> Check:
     )
 
 
+def same_tensors(different: Sequence[str], looked_at: str) -> Check:
+    """Two checkpoints hold the same tensors, bit for bit. `different`: what `checkpoint.different_tensors` returned."""
+    more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+    return invariant(
+        not different,
+        looked_at,
+        "they are the same, bit for bit" if not different else f"they differ in {', '.join(different[:3])}{more}",
+        "compare what the two ways were told to leave alone (`ignore`)",
+    )
+
+
 def cache_is_calibrated(scales: Mapping[str, float], layers: int) -> Check:
     """Every layer has a scale for keys and one for values, each a number above zero."""
     bad = [name for name, scale in scales.items() if not (math.isfinite(scale) and scale > 0)]

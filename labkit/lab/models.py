@@ -14,6 +14,7 @@ from labkit.lab.notebook import waiting, wrapped
 from labkit.lab.telling import Telling
 from labkit.localdata import find_data_file, read_rows
 from labkit.manifest import read_manifest
+from labkit.modelfolder import weight_files
 from labkit.profiles import BASELINE, EMBEDDED, Task
 from labkit.workspace import publishing
 
@@ -42,6 +43,18 @@ class Models(Telling):
         facts = {"outlier_factor": tiny.OUTLIER_FACTOR} if self.embedded else {"seed": tiny.SPEED_SEED}
         with publishing(final, base=self.model_source, variant=BASELINE, **facts) as stage:
             (tiny.materialize if self.embedded else tiny.materialize_speed_model)(stage)
+
+    def in_shards(self, parts: int) -> Path:
+        """The base model in several files: itself if it has more than one, else a scratch copy in about `parts`."""
+        files = weight_files(self.base)
+        if len(files) > 1:
+            return self.base
+        folder = self.scratch("shards") / self.model_name
+        with publishing(folder, base=self.model_source, variant=BASELINE) as stage:
+            model = checkpoint.load(self.base)
+            model.save_pretrained(stage, max_shard_size=-(-files[0].stat().st_size // parts))
+            self.tokenizer().save_pretrained(stage)
+        return folder
 
     def with_outliers(self, k: float) -> Self:
         """The same lab on the embedded model with its planted outliers k times as large as the channel was."""

@@ -35,9 +35,12 @@ class Lab(Serving, Simulating):
     """One notebook's view of its profile and workspace."""
 
     @contextmanager
-    def quantizing(self, variant: str, purpose: Purpose = "headline") -> Iterator[Job]:
-        """Measures what a quantize inside the block takes, and records it once the result is saved."""
-        final = self.checkpoint(variant)
+    def quantizing(self, variant: str, purpose: Purpose = "headline", *, scratch: bool = False) -> Iterator[Job]:
+        """Measures what a quantize inside the block takes, and records it once the result is saved.
+
+        scratch: the checkpoint, `job.final`, is for this lab only, and gone at its end.
+        """
+        final = self.scratch("quantized") / variant if scratch else self.checkpoint(variant)
         with quantize.quantizing(
             final,
             self.base,
