@@ -16,7 +16,7 @@ from labkit.profiles import TINY
 NAME = "evaluate"
 VARIANTS = ("bf16", "fp8-dynamic", "int8-rtn", "int8-smoothquant-gptq")
 DEADLINE_SECONDS = 600.0
-BARS = (Bar("wall_seconds", 0.25), Bar("peak_bytes"))
+BARS = (Bar("wall_seconds", 0.15), Bar("peak_bytes"))
 
 # One row as both sides judged it: row number, digest of the prompt, answer as the filter extracted it, score.
 Judged = tuple[int, str, str, float]

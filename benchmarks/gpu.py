@@ -29,7 +29,7 @@ import transformers
 from torch import Tensor
 
 from benchmarks.measure import OFFLINE, ROOT, SIDES, timed
-from benchmarks.quantizing import same_weights
+from benchmarks.quantizing import same_tensors
 from labkit.calibration import random_text_set
 from labkit.checkpoint import load_tokenizer, short_name
 from labkit.errors import DataError, LabError
@@ -263,7 +263,7 @@ def quantize_a_model(folder: Path, sizes: Sizes, device: str, script: str) -> li
     if (
         not calibrated or device == "cpu"
     ):  # on a GPU sums of floats come in no fixed order: GPTQ may differ in the last bit
-        same_weights(*finals)
+        same_tensors(base, *finals)
     parameters = sum(f.stat().st_size for f in base.glob("*.safetensors")) / 2e9
     what = f"{METHODS[script]}, {parameters:.2g}B parameters in {blocks} blocks"
     for path in (base, *finals):

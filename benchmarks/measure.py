@@ -44,13 +44,23 @@ def timed(
     return Run(round(finished.wall_seconds, 3), finished.peak_bytes)
 
 
-def interleaved(ours: Callable[[int], Run], theirs: Callable[[int], Run], pairs: int) -> tuple[list[Run], list[Run]]:
-    """A B A B ...: what else the machine does meets both sides alike. Each side is told the number of the pair."""
-    found: tuple[list[Run], list[Run]] = ([], [])
-    for number in range(pairs):
+def interleaved(
+    ours: Callable[[int], Run], theirs: Callable[[int], Run], pairs: int | None
+) -> tuple[list[Run], list[Run]]:
+    """A B A B ...: what else the machine does meets both sides alike. Each side is told the number of the pair.
+
+    pairs: None for as many as the first one's slower side allows, see `times`.
+    """
+    found: tuple[list[Run], list[Run]] = ([ours(0)], [theirs(0)])
+    for number in range(1, pairs or times(max(run.wall_seconds for side in found for run in side))):
         found[0].append(ours(number))
         found[1].append(theirs(number))
     return found
+
+
+def times(seconds: float) -> int:
+    """How often something is measured that takes so long once: five times, three, or once."""
+    return next((often for limit, often in ((30.0, 5), (300.0, 3)) if seconds < limit), 1)
 
 
 def _without_labkit() -> dict[str, str]:

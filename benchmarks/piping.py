@@ -12,7 +12,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
 from benchmarks.measure import SIDES, interleaved, timed
-from benchmarks.quantizing import same_weights
+from benchmarks.quantizing import same_tensors
 from benchmarks.results import Bar, Result, Run
 from labkit.errors import DataError
 from labkit.ops.notebooks import FIRST_LAB
@@ -114,7 +114,7 @@ def _write_notebook(course: Path) -> None:
 
 def _require_equal(ours: Mapping[str, float], theirs: Mapping[str, float], our_room: Path, their_room: Path) -> None:
     for scheme in SCHEMES:
-        same_weights(Workspace(our_room).checkpoint(scheme), Workspace(their_room).checkpoint(scheme))
+        same_tensors(Path(), Workspace(our_room).checkpoint(scheme), Workspace(their_room).checkpoint(scheme))
     if ours != theirs:
         raise DataError(
             f"the two sides scored {dict(ours)} and {dict(theirs)}",

@@ -57,7 +57,7 @@ def run_grid(scratch: Path, runs: int | None) -> Result:
 def run_lorc(scratch: Path, runs: int | None) -> Result:
     """LoRC on the speed model."""
     base, rows = scratch / "base", scratch / "rows.json"
-    make = [sys.executable, str(SIDES / "make_models.py"), SPEED, str(base), str(rows)]
+    make = [sys.executable, str(SIDES / "make_models.py"), SPEED, str(base), str(rows), "64"]
     timed(make, scratch / "make.log", deadline_seconds=DEADLINE_SECONDS, env=OFFLINE, cwd=scratch)
     answers = [_answer("lorc_memory.py", scratch, base) for _ in range(runs or 1)]
     worst = max(answer["more_bytes"] for answer in answers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -11,6 +12,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks import __main__ as program
 from benchmarks import evaluating, gpu, measure, piping, quantizing, readme, starting, table
@@ -18,6 +21,8 @@ from benchmarks.results import RESULTS, Bar, Report, Result, Run
 from labkit.errors import DataError, ProcessFailed
 from labkit.pipeline.tools import Step
 from labkit.profiles import TINY
+
+from .models import make_model
 
 PAIR = Result(
     name="pair",
@@ -115,14 +120,33 @@ def test_pairs_take_turns() -> None:
     assert len(ours) == len(theirs) == 2
 
 
-def test_weights_that_differ_are_an_error_not_a_result(tmp_path: Path) -> None:
-    for name, weights in (("ours", b"1"), ("theirs", b"2")):
+def test_tensors_that_differ_are_an_error_not_a_result(tmp_path: Path) -> None:
+    for name, value in (("ours", 1.0), ("theirs", 2.0)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_bytes(weights)
-    with pytest.raises(DataError, match="different weights"):
-        quantizing.same_weights(tmp_path / "ours", tmp_path / "theirs")
-    (tmp_path / "theirs" / "model.safetensors").write_bytes(b"1")
-    assert "byte for byte (1 bytes)" in quantizing.same_weights(tmp_path / "ours", tmp_path / "theirs")
+        save_file({"a.weight": torch.full((3,), value)}, tmp_path / name / "model.safetensors")
+    with pytest.raises(DataError, match=r"different weights: a\.weight"):
+        quantizing.same_tensors(tmp_path, tmp_path / "ours", tmp_path / "theirs")
+    shutil.copy(tmp_path / "ours" / "model.safetensors", tmp_path / "theirs")
+    assert "bit for bit" in quantizing.same_tensors(tmp_path, tmp_path / "ours", tmp_path / "theirs")
+
+
+def test_a_checkpoint_that_loses_more_than_theirs_is_an_error(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base")
+    for name, factor in (("ours", 1.001), ("theirs", 1.1)):
+        shutil.copytree(base, tmp_path / name)
+        (tmp_path / name / "labkit_manifest.json").unlink(missing_ok=True)
+        tensors = load_file(base / "model.safetensors")
+        norms = {key: tensor * factor if "norm" in key else tensor for key, tensor in tensors.items()}
+        save_file(norms, tmp_path / name / "model.safetensors", {"format": "pt"})
+    assert "nats from the base model's" in quantizing.as_close(base, tmp_path / "ours", tmp_path / "theirs")
+    with pytest.raises(DataError, match="nats a token"):
+        quantizing.as_close(base, tmp_path / "theirs", tmp_path / "ours")
+
+
+@pytest.mark.parametrize(("seconds", "often"), [(0.1, 5), (29.9, 5), (30.0, 3), (299.0, 3), (300.0, 1)])
+def test_what_takes_long_is_measured_less_often(seconds: float, often: int) -> None:
+    ours, theirs = measure.interleaved(lambda _: Run(1.0), lambda _: Run(seconds), None)
+    assert len(ours) == len(theirs) == often
 
 
 def test_the_parts_of_a_pipelines_time_add_up_to_it() -> None:
@@ -149,8 +173,10 @@ def test_nothing_is_written_by_a_run_of_a_part(tmp_path: Path) -> None:
 
 def test_the_bars_are_those_that_were_agreed() -> None:
     """Held here so that a bar can't be moved to where a result happens to be."""
-    assert [(bar.quantity, bar.most) for bar in quantizing.BARS] == [("wall_seconds", 1.05), ("peak_bytes", 1.05)]
-    assert evaluating.BARS[0] == Bar("wall_seconds", 0.25)
+    assert [bar.most for bar in quantizing.FP8.bars] == [1.05, 1.05]
+    assert [bar.most for bar in quantizing.SHARDS.bars] == [1.0, 0.35]
+    assert [bar.most for bar in (*quantizing.GPTQ.bars, *quantizing.LARGE_GPTQ.bars)] == [1.0] * 4
+    assert evaluating.BARS[0] == Bar("wall_seconds", 0.15)
     assert (starting.IMPORT_SECONDS, starting.LABS_SECONDS, starting.SETUP_SECONDS) == (0.3, 300.0, 300.0)
     assert (len(evaluating.VARIANTS), TINY.main_task.limit) == (4, 500)
 

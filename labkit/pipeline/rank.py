@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.chatter import to_log
+from labkit.faster import faster
 from labkit.lab import Lab, open_lab
 from labkit.pipeline.recipes import Recipe, recipe_of
 from labkit.pipeline.steps import Alone, make, reading
@@ -116,7 +117,8 @@ def _help(lab: Lab, recipe: Recipe) -> None:
     from transformers import AutoModelForCausalLM
 
     rows = lab.calibration_rows(recipe.rows_of(lab.profile))
-    with to_log(lab.log(f"rank-{os.environ['RANK']}")) as chatter, tempfile.TemporaryDirectory() as nowhere:
+    log = lab.log(f"rank-{os.environ['RANK']}")
+    with to_log(log) as chatter, tempfile.TemporaryDirectory() as nowhere, faster():  # as the first, by `quantizing`
         torch.manual_seed(0)
         with as_single_threaded():
             model = AutoModelForCausalLM.from_pretrained(

@@ -35,7 +35,7 @@ def materialize_speed_model(folder: Path) -> None:
     materialize_random(folder, config)
 
 
-def materialize_random(folder: Path, config: Any) -> None:
+def materialize_random(folder: Path, config: Any, *, max_shard_size: str = "5GB") -> None:
     """Writes a BF16 checkpoint of a transformers config: seeded random weights, the embedded tokenizer."""
     import torch
     import transformers
@@ -43,6 +43,6 @@ def materialize_random(folder: Path, config: Any) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SPEED_SEED)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     for name in TOKENIZER_FILES:
         shutil.copyfile(WEIGHTS / name, folder / name)
