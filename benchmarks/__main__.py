@@ -11,7 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import evaluating, exploring, piping, quantizing, readme, simulating, starting, table, transferring
+from benchmarks import (
+    calibrating,
+    evaluating,
+    exploring,
+    piping,
+    quantizing,
+    readme,
+    simulating,
+    starting,
+    table,
+    transferring,
+)
 from benchmarks.results import RESULTS, Report, Result
 from labkit.errors import LabError
 from labkit.hardware import stack_versions, this_machine
@@ -24,6 +35,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "help": starting.run_help,
     quantizing.FP8.name: quantizing.FP8.run,
     quantizing.GPTQ.name: quantizing.GPTQ.run,
+    calibrating.NAME: calibrating.run,
     evaluating.NAME: evaluating.run,
     piping.NAME: piping.run,
     "simulated": simulating.run_layer,

@@ -64,8 +64,11 @@ def times(seconds: float) -> int:
 
 
 def _without_labkit() -> dict[str, str]:
-    """A developer's LABKIT_ settings reach no benchmark; set to nothing they count as not set."""
-    return {name: "" for name in os.environ if name.startswith("LABKIT_")}
+    """A developer's settings reach no benchmark; set to nothing they count as not set.
+
+    With PYTHONDONTWRITEBYTECODE labkit, which stands in a checkout, would be compiled anew each time; packages are not.
+    """
+    return {name: "" for name in os.environ if name.startswith("LABKIT_") or name == "PYTHONDONTWRITEBYTECODE"}
 
 
 def _failed(command: Sequence[str], log: Path, how: str) -> ProcessFailed:

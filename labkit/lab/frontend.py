@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
+from labkit.lab.shell import current_shell
 
 if TYPE_CHECKING:
     from labkit.explorers import Choice, Explorer, Slider
@@ -25,9 +26,7 @@ DPI = 90  # of a picture that follows a slider; drawing takes longer with more
 
 def present() -> bool:
     """Whether a front end sent the cell that is running."""
-    from IPython.core.getipython import get_ipython
-
-    shell: Any = get_ipython()
+    shell = current_shell()
     if shell is None or not hasattr(shell, "get_parent"):
         return False
     return bool(shell.get_parent().get("metadata", {}).get("cellId"))

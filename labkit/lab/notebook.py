@@ -17,6 +17,7 @@ from typing import Any
 
 from labkit.errors import UsageError
 from labkit.lab import frontend
+from labkit.lab.shell import current_shell
 from labkit.profiles import Parameters
 
 OUTPUT_WIDTH = 96  # characters that a cell's output shows in JupyterLab on a small screen
@@ -32,9 +33,7 @@ def assigned_names(source: str) -> set[str]:
 
 def refuse_unknown_parameters(known: Mapping[str, Any]) -> None:
     """Raises UsageError if papermill injected a name that the lab does not have (papermill itself only warns)."""
-    from IPython.core.getipython import get_ipython
-
-    shell = get_ipython()
+    shell = current_shell()
     history = shell.user_ns.get("In", []) if shell else []
     for source in history:
         if source.startswith(INJECTED):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from labkit import pace
+from labkit.lab.shell import current_shell
 from labkit.workspace import Workspace
 
 _saying: list[Callable[[Any], None]] = []  # at most one, that of the lab that was opened last
@@ -13,9 +14,7 @@ _saying: list[Callable[[Any], None]] = []  # at most one, that of the lab that w
 
 def say_before_long_cells(workspace: Workspace, lab: str, profile: str) -> None:
     """From now on each cell of which it is known that it takes long says so in its first line."""
-    from IPython.core.getipython import get_ipython
-
-    shell: Any = get_ipython()
+    shell = current_shell()
     known = pace.expected(workspace, lab, profile)
     if shell is None:
         return

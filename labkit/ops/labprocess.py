@@ -22,6 +22,7 @@ from labkit.ops.execute import DEAD_KERNEL, KERNEL, Job
 from labkit.ops.notebooks import Lab, describe_cell, last_started_cell
 from labkit.ops.records import Failure, LabResult, Skip, Verdict
 from labkit.ops.text import duration, plain
+from labkit.ops.yielding import set_yielding
 from labkit.processes import Child, log_tail
 
 KERNEL_START_SECONDS = 300  # a kernel on a busy machine; papermill's 60 have been too few
@@ -75,6 +76,7 @@ class RunningLab:
         self._log = setup.output / f"{lab.name}.log"
         self._log.unlink(missing_ok=True)
         self._token = secrets.token_hex(16)
+        self._yields = False
         job = Job(
             notebook=str(lab.path),
             executed=str(self._executed),
@@ -112,6 +114,12 @@ class RunningLab:
             self._child.stop()
             return self._result("failed", f"it wrote more than {MOST_OUTPUT_BYTES // 10**6} MB of output")
         return None
+
+    def let_yield(self, yielding: bool) -> None:
+        """Whether the lab, with all that it started, gives way to any other process that wants the processor."""
+        if yielding != self._yields:
+            self._yields = yielding
+            set_yielding(self._child.pid, yielding)
 
     def ask_to_stop(self) -> None:
         """Begins to stop the lab without waiting for it, so that several can end at the same time."""

@@ -1,4 +1,8 @@
-"""Runs labs: each in its own process tree, as soon as the labs that it needs have passed."""
+"""Runs labs: each in its own process tree, as soon as the labs that it needs have passed.
+
+A lab that measures speed starts first, as it takes longest. What runs beside it yields the processor to it; where that
+does not help (yielding.py), nothing runs beside it.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from labkit.ops.prepare import Prepared, absolute, absolute_target
 from labkit.ops.records import LabResult, RunReport
 from labkit.ops.signals import StopSignals
 from labkit.ops.tally import Tally
+from labkit.ops.yielding import can_share
 from labkit.workspace import STAGING
 
 TICK_SECONDS = 0.2
@@ -66,6 +71,7 @@ class _Run:
                 if result:
                     self._running.remove(running)
                     self._tally.end(result)
+                    self._arrange()
         if signals.received and (self._waiting or self._running):
             self._stop_all(signals.name)
         return self._tally.close()
@@ -91,21 +97,35 @@ class _Run:
 
     def _start_ready(self) -> None:
         planned = {lab.name for lab in self._prepared.labs}
-        for lab in list(self._waiting):
+        for lab in sorted(self._waiting, key=lambda lab: not lab.alone):
             if len(self._running) >= self._prepared.jobs:
                 return
             if any(name in planned and name not in self._tally.ended for name in lab.needs):
                 continue
-            if self._running and (lab.alone or any(running.lab.alone for running in self._running)):
+            if not self._fits(lab):
                 continue
             self._waiting.remove(lab)
             values = self._values(lab)
             if not self._tally.left_alone(lab, values):
                 self._start(lab, values)
 
+    def _fits(self, lab: Lab) -> bool:
+        """Whether a lab may run beside those that run now; two that measure speed never do."""
+        measuring = [running for running in self._running if running.lab.alone]
+        if can_share():
+            return not (lab.alone and measuring)
+        return not (self._running and (lab.alone or measuring))
+
+    def _arrange(self) -> None:
+        """While a lab measures speed, the others yield the processor to it."""
+        measuring = any(running.lab.alone for running in self._running)
+        for running in self._running:
+            running.let_yield(measuring and not running.lab.alone)
+
     def _start(self, lab: Lab, values: dict[str, Any]) -> None:
         try:
             self._running.append(RunningLab(lab, values, self._setup))
+            self._arrange()
             self._tell(f"{lab.name}: started")
         except OSError as error:
             self._tally.end(LabResult(lab.name, "failed", f"it could not be started: {error}"))

@@ -96,19 +96,3 @@ def test_what_is_lost_is_made_again(run: Run, course: Path) -> None:
     assert ran(run()) == ["00", "02"]
     (course / "workspace" / "passed" / "01_makes.json").write_text("{half")
     assert "01" in ran(run())
-
-
-def test_a_lab_that_measures_speed_runs_with_nothing_beside_it(tmp_path: Path) -> None:
-    stamp = """import pathlib, time
-pathlib.Path(workspace).mkdir(exist_ok=True)
-began = time.time()
-time.sleep(1)
-(pathlib.Path(workspace) / "{name}.times").write_text(f"{{began}} {{time.time()}}")"""
-    names = ("00_start_here", "01_speed", "02_other", "03_another")
-    for name in names:
-        write_lab(tmp_path / "notebooks", name, stamp.format(name=name), alone=name == "01_speed")
-    done = labkit("run", "--jobs", "3", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout
-    spans = {name: [float(t) for t in (tmp_path / "workspace" / f"{name}.times").read_text().split()] for name in names}
-    began, ended = spans.pop("01_speed")
-    assert all(end < began or begin > ended for begin, end in spans.values())
