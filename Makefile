@@ -34,7 +34,7 @@ READY := $(VENV)/.ready-$(call key,$(LOCKS) pyproject.toml)
 # Not named BROWSER: make would hand it down to JupyterLab, which opens what that names.
 LEFT_OUT := $(if $(filter none,$(CHROMIUM)),--ignore=tests/browser)
 
-.PHONY: help setup kfp chromium labs lab test test-all test-browser faults lint lock bench figures clean
+.PHONY: help setup kfp chromium labs lab test test-all test-browser faults lint lock bench bench-full figures clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name what; do
@@ -87,8 +87,11 @@ lint: $(READY) ## ruff (lint and format, notebooks too) and mypy
 lock: $(READY) ## compile the locks from pyproject.toml (ARGS=--upgrade for newer versions)
 	@$(BIN)/python -m tools.lock --torch-index $(TORCH_CPU_INDEX) $(ARGS)
 
-bench: $(READY) $(KFP_READY) ## measure speed and memory against what labkit replaces
+bench: $(READY) $(KFP_READY) ## measure speed and memory against what labkit replaces, in under 20 minutes
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-full: $(READY) $(KFP_READY) ## measure all of it, and how cost grows, and write benchmarks/results.json
+	@$(BIN)/python -m benchmarks --full $(ARGS)
 
 figures: $(READY) ## write the last run's times and figures into the notebooks' headers and the README
 	@$(BIN)/python -m tools.navigation $(ARGS)

@@ -1,79 +1,60 @@
-"""`python -m benchmarks [--only NAME ...] [--runs N]`: measures, prints one table, keeps what was measured."""
+"""`python -m benchmarks [--full] [--only NAME ...] [--runs N]`: measures, prints one table, keeps what was measured."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import (
-    calibrating,
-    evaluating,
-    exploring,
-    piping,
-    quantizing,
-    readme,
-    simulating,
-    starting,
-    table,
-    transferring,
-)
-from benchmarks.results import RESULTS, Report, Result
+from benchmarks import readme, table
+from benchmarks.registry import BENCHMARKS, GROWTHS, QUICK
+from benchmarks.results import RESULTS, Growth, Report, Result
 from labkit.errors import LabError
 from labkit.hardware import stack_versions, this_machine
 from labkit.ledger import utc_now
-
-# A benchmark gets a scratch folder of its own and how often to run (None: as often as it deems right).
-Benchmark = Callable[[Path, int | None], Result]
-BENCHMARKS: dict[str, Benchmark] = {
-    "import": starting.run_import,
-    "help": starting.run_help,
-    quantizing.FP8.name: quantizing.FP8.run,
-    quantizing.GPTQ.name: quantizing.GPTQ.run,
-    calibrating.NAME: calibrating.run,
-    evaluating.NAME: evaluating.run,
-    piping.NAME: piping.run,
-    "simulated": simulating.run_layer,
-    "grid": simulating.run_grid,
-    "lorc": simulating.run_lorc,
-    exploring.NAME: exploring.run,
-    "s3-send": transferring.run_send,
-    "s3-bring": transferring.run_bring,
-    "labs": starting.run_labs,
-    "setup": starting.run_setup,
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 if everything could be measured, bars met or not; 1 if a side failed."""
     arguments = _parser().parse_args(argv)
-    names = arguments.only or list(BENCHMARKS)
-    began, results, failures = time.monotonic(), [], []
+    names = arguments.only or [*(BENCHMARKS if arguments.full else QUICK), *(GROWTHS if arguments.full else ())]
+    began, failures = time.monotonic(), []
+    results: list[Result] = []
+    growths: list[Growth] = []
     with tempfile.TemporaryDirectory(prefix="labkit-benchmarks-") as scratch:
         for name in names:
-            print(f"{name} ...", file=sys.stderr, flush=True)
+            print(f"{name} ... ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
             folder = Path(scratch) / name
             folder.mkdir()
+            load = round(os.getloadavg()[0], 2)
             try:
-                load = os.getloadavg()[0]
-                results.append(replace(BENCHMARKS[name](folder, arguments.runs), load=round(load, 2)))
+                if name in GROWTHS:
+                    growths.append(replace(GROWTHS[name](folder), load=load))
+                else:
+                    results.append(replace(BENCHMARKS[name](folder, arguments.runs), load=load))
             except LabError as error:
                 failures.append(f"{name}: {error}")
-    if results:
-        print(table.terminal(results))
+            shutil.rmtree(folder, ignore_errors=True)  # models of gigabytes
+    print(table.terminal(results, growths))
     for failure in failures:
         print(f"\nNot measured: {failure}", file=sys.stderr)
     report = Report(
-        this_machine().label, stack_versions(), utc_now(), round(time.monotonic() - began, 1), tuple(results)
+        this_machine().label,
+        stack_versions(),
+        utc_now(),
+        round(time.monotonic() - began, 1),
+        tuple(results),
+        tuple(growths),
     )
     if arguments.output:
         Path(arguments.output).write_text(report.to_json(), encoding="utf-8")
-    elif not failures and not arguments.only and arguments.runs is None:
+    elif not failures and arguments.full and not arguments.only and arguments.runs is None:
         RESULTS.write_text(report.to_json(), encoding="utf-8")
         readme.main()
     return 1 if failures else 0
@@ -82,10 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measures labkit against what it replaces. A full run writes results.json and README.md beside "
-        "this; one with --only or --runs writes nothing unless --output says where.",
+        description="Measures labkit against what it replaces. A run of everything (--full) writes results.json and "
+        "README.md beside this; any other one writes nothing unless --output says where.",
     )
-    parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--full", action="store_true", help="everything, whatever it takes; else what takes minutes")
+    everything = [*BENCHMARKS, *GROWTHS]
+    parser.add_argument("--only", nargs="+", choices=everything, metavar="NAME", help=", ".join(everything))
     parser.add_argument("--runs", type=int, metavar="N", help="runs or pairs of each, in place of its own number")
     parser.add_argument("--output", metavar="FILE", help="write the results there, as JSON")
     return parser

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import table
+from benchmarks.registry import BENCHMARKS, GROWTHS
 from benchmarks.results import RESULTS, Report, Result
 from labkit.ops import text
 from tools.tables import markdown_table
@@ -15,8 +16,8 @@ HEAD = """\
 <!-- Generated from results.json by `python -m benchmarks.readme`. Do not edit. -->
 # Benchmarks
 
-labkit against the thing it replaces: `make bench` measures all of it again and writes results.json and this file;
-`make bench ARGS="--only fp8 --runs 5"` measures a part and writes nothing.
+labkit against the thing it replaces: `make bench` measures in minutes what takes minutes, `make bench-full` all of it,
+and writes results.json and this file; `make bench ARGS="--only fp8 --runs 5"` measures a part and writes nothing.
 
 Every side is a whole process, imports included: wall seconds from its start to its end, and the largest sum of resident
 memory over its process tree. The two sides of a pair take turns in the same run. A ratio is that of the medians, ours
@@ -37,13 +38,30 @@ def render(report: Report) -> str:
         HEAD,
         markdown_table(table.HEADER, [table.cells(row) for row in table.rows(report.results)]),
         "",
+        *(_growing(report) if report.growth else ()),
         f"Measured on {report.date[:10]} in {text.duration(report.wall_seconds)} on {report.machine}; {versions}.",
         "",
+        *_lacking(report),
         "## What is compared",
         "",
         *(_described(result) for result in report.results),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _lacking(report: Report) -> list[str]:
+    """What there is to measure and that run did not."""
+    found = {result.name for result in report.results} | {growth.name for growth in report.growth}
+    lacking = [name for name in (*BENCHMARKS, *GROWTHS) if name not in found]
+    return [f"Newer than that run, and not measured yet: {', '.join(lacking)}.", ""] if lacking else []
+
+
+def _growing(report: Report) -> list[str]:
+    head = """## How cost grows
+
+The same work at several sizes, and the exponent of the size that fits its time or memory best: 1 is linear. Imports are
+not in it, and memory is what the work added."""
+    return [head, "", markdown_table(table.GROWTH_HEADER, table.growth_rows(report.growth)), ""]
 
 
 def _described(result: Result) -> str:

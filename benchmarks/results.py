@@ -49,6 +49,26 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Point:
+    """What one size took."""
+
+    size: float
+    seconds: float
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The same work at several sizes, counted in `unit`."""
+
+    name: str
+    what: str
+    unit: str
+    points: tuple[Point, ...]
+    load: float = 0.0
+
+
+@dataclass(frozen=True)
 class Report:
     """One run of the benchmarks. date is UTC, ISO 8601; wall_seconds what all of it took, preparation included."""
 
@@ -57,6 +77,7 @@ class Report:
     date: str
     wall_seconds: float
     results: tuple[Result, ...]
+    growth: tuple[Growth, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -64,7 +85,9 @@ class Report:
     @staticmethod
     def from_json(text: str) -> Report:
         raw = json.loads(text)
-        return Report(**{**raw, "results": tuple(_result(one) for one in raw["results"])})
+        results = tuple(_result(one) for one in raw["results"])
+        growth = tuple(_growth(one) for one in raw.get("growth", ()))
+        return Report(**{**raw, "results": results, "growth": growth})
 
 
 def _result(raw: dict[str, Any]) -> Result:
@@ -74,3 +97,7 @@ def _result(raw: dict[str, Any]) -> Result:
         "theirs": tuple(Run(**run) for run in raw["theirs"]),
     }
     return Result(**{**raw, **more})
+
+
+def _growth(raw: dict[str, Any]) -> Growth:
+    return Growth(**{**raw, "points": tuple(Point(**point) for point in raw["points"])})

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.results import Bar, Quantity, Result, Run
+from benchmarks.results import Bar, Growth, Quantity, Result, Run
 from labkit.ops import text
 
+GROWTH_HEADER = ("what", "sizes", "measured", "exponent", "bar", "verdict")
+LINEAR = 1.05  # 1, and what a fit through three points is uncertain by
 HEADER = ("what", "ours (n)", "theirs (n)", "ratio (pairs)", "bar", "verdict")
 NAMES: dict[Quantity, str] = {"wall_seconds": "wall time", "peak_bytes": "peak memory"}
 NONE = "–"
@@ -100,8 +103,40 @@ def amount(value: float, quantity: Quantity) -> str:
     return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
 
 
-def terminal(results: Sequence[Result]) -> str:
+def exponent(growth: Growth, quantity: Literal["seconds", "peak_bytes"]) -> float:
+    """k of the best fit of size ** k: the slope of a line through the logarithms, by least squares."""
+    x = [math.log(point.size) for point in growth.points]
+    y = [math.log(getattr(point, quantity)) for point in growth.points]
+    return statistics.linear_regression(x, y).slope
+
+
+def growth_rows(growths: Sequence[Growth]) -> list[list[str]]:
+    """Rows of text in the order of GROWTH_HEADER: one for time, and one for memory where it was measured."""
+    found = []
+    for growth in growths:
+        sizes = ", ".join(_count(point.size) for point in growth.points) + f" {growth.unit}"
+        measured = [", ".join(amount(point.seconds, "wall_seconds") for point in growth.points)]
+        quantities: list[Literal["seconds", "peak_bytes"]] = ["seconds"]
+        if all(point.peak_bytes for point in growth.points):
+            quantities.append("peak_bytes")
+            measured.append(", ".join(amount(point.peak_bytes or 0, "peak_bytes") for point in growth.points))
+        for quantity, shown in zip(quantities, measured, strict=True):
+            k = exponent(growth, quantity)
+            name = NAMES["wall_seconds" if quantity == "seconds" else "peak_bytes"]
+            verdict = "met" if k <= LINEAR else "not met"
+            found.append([f"{growth.what}: {name}", sizes, shown, f"{k:.2f}", f"≤ {LINEAR}", verdict])
+    return found
+
+
+def _count(size: float) -> str:
+    return next(
+        (f"{size / unit:.3g}{letter}" for unit, letter in ((1e9, "B"), (1e6, "M")) if size >= unit), f"{size:,.0f}"
+    )
+
+
+def terminal(results: Sequence[Result], growths: Sequence[Growth] = ()) -> str:
     """The whole table for a terminal, and under it what was checked of the outputs."""
-    lines = [text.table(HEADER, [cells(row) for row in rows(results)], right=(1, 2, 3, 4))]
+    lines = [text.table(HEADER, [cells(row) for row in rows(results)], right=(1, 2, 3, 4))] if results else []
     lines += [f"{result.what}: {result.checked}." for result in results if result.checked]
+    lines += ["", text.table(GROWTH_HEADER, growth_rows(growths), right=(3, 4))] if growths else []
     return "\n".join(lines)

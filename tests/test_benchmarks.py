@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks import __main__ as program
 from benchmarks import evaluating, gpu, measure, piping, quantizing, readme, starting, table
-from benchmarks.results import RESULTS, Bar, Report, Result, Run
+from benchmarks.registry import BENCHMARKS, GROWTHS
+from benchmarks.results import RESULTS, Bar, Growth, Point, Report, Result, Run
 from labkit.errors import DataError, ProcessFailed
 from labkit.pipeline.tools import Step
 from labkit.profiles import TINY
@@ -35,7 +35,8 @@ PAIR = Result(
     load=0.25,
 )
 ALONE = Result("alone", "Start", "", (Bar("wall_seconds", 0.3),), (Run(0.32, 9_000_000), Run(0.1, 8_000_000)))
-REPORT = Report("a machine", {"torch": "2"}, "2026-11-21T10:00:00.000+00:00", 61.0, (PAIR, ALONE))
+GROWN = Growth("grown", "Grow", "lines", (Point(1000, 0.1), Point(10_000, 0.5), Point(100_000, 5.0)))
+REPORT = Report("a machine", {"torch": "2"}, "2026-11-21T10:00:00.000+00:00", 61.0, (PAIR, ALONE), (GROWN,))
 
 
 def test_a_ratio_is_that_of_the_medians_and_its_spread_that_of_the_pairs() -> None:
@@ -88,7 +89,26 @@ def test_the_readme_says_it_is_generated_and_shows_table_machine_and_date() -> N
 def test_the_committed_readme_is_what_the_committed_results_become() -> None:
     report = Report.from_json(RESULTS.read_text())
     assert readme.README.read_text() == readme.render(report)
-    assert [result.name for result in report.results] == list(program.BENCHMARKS)
+    assert {result.name for result in report.results} <= BENCHMARKS.keys()
+    assert {growth.name for growth in report.growth} <= GROWTHS.keys()
+
+
+def test_the_readme_names_what_its_run_did_not_measure() -> None:
+    text = readme.render(replace(REPORT, results=()))
+    assert f"not measured yet: {', '.join([*BENCHMARKS, *GROWTHS])}." in text
+    everything = tuple(replace(ALONE, name=name) for name in BENCHMARKS)
+    growths = tuple(replace(GROWN, name=name) for name in GROWTHS)
+    assert "not measured yet" not in readme.render(replace(REPORT, results=everything, growth=growths))
+
+
+def test_the_exponent_is_that_of_the_best_fit() -> None:
+    squared = Growth("g", "Work", "things", tuple(Point(n, 3.0 * n**2, 50 * n) for n in (10, 100, 1000)))
+    assert table.exponent(squared, "seconds") == pytest.approx(2.0)
+    assert table.growth_rows([squared]) == [
+        ["Work: wall time", "10, 100, 1,000 things", "300.0 s, 30000.0 s, 3000000.0 s", "2.00", "≤ 1.05", "not met"],
+        ["Work: peak memory", "10, 100, 1,000 things", "500 B, 5.0 kB, 50.0 kB", "1.00", "≤ 1.05", "met"],
+    ]
+    assert len(table.growth_rows([GROWN])) == 1
 
 
 def test_a_failed_side_is_an_error_with_its_logs_telling_lines(tmp_path: Path) -> None:
