@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     growths: list[Growth] = []
     with tempfile.TemporaryDirectory(prefix="labkit-benchmarks-") as scratch:
         for name in names:
+            if any(result.name == name for result in results):  # it came with another
+                continue
             print(f"{name} ... ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
             folder = Path(scratch) / name
             folder.mkdir()
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if name in GROWTHS:
                     growths.append(replace(GROWTHS[name](folder), load=load))
                 else:
-                    results.append(replace(BENCHMARKS[name](folder, arguments.runs), load=load))
+                    found = BENCHMARKS[name](folder, arguments.runs)
+                    results += [replace(one, load=load) for one in (found if isinstance(found, list) else [found])]
             except LabError as error:
                 failures.append(f"{name}: {error}")
             shutil.rmtree(folder, ignore_errors=True)  # models of gigabytes

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks import (
     calibrating,
+    curriculum,
     evaluating,
     exploring,
     growing,
@@ -18,8 +19,9 @@ from benchmarks import (
 )
 from benchmarks.results import Growth, Result
 
-# A benchmark gets a scratch folder of its own and how often to run (None: as often as it deems right).
-Benchmark = Callable[[Path, int | None], Result]
+# A benchmark gets a scratch folder of its own and how often to run (None: as often as it deems right). One that answers
+# for several names gives all of their results at once.
+Benchmark = Callable[[Path, int | None], Result | list[Result]]
 QUICK: dict[str, Benchmark] = {
     "import": starting.run_import,
     "help": starting.run_help,
@@ -39,6 +41,8 @@ LONG: dict[str, Benchmark] = {
     "s3-send": transferring.run_send,
     "s3-bring": transferring.run_bring,
     "labs": starting.run_labs,
+    curriculum.COLD: curriculum.run,
+    curriculum.UNCHANGED: curriculum.run,
     "setup": starting.run_setup,
 }
 BENCHMARKS = {**QUICK, **LONG}
