@@ -13,6 +13,7 @@ from benchmarks import (
     growing,
     piping,
     quantizing,
+    serving,
     simulating,
     starting,
     transferring,
@@ -35,6 +36,8 @@ QUICK: dict[str, Benchmark] = {
 LONG: dict[str, Benchmark] = {
     quantizing.SHARDS.name: quantizing.SHARDS.run,
     quantizing.LARGE_GPTQ.name: quantizing.LARGE_GPTQ.run,
+    serving.OVERALL: serving.run,
+    serving.DECODE: serving.run,
     piping.NAME: piping.run,
     "grid": simulating.run_grid,
     "lorc": simulating.run_lorc,

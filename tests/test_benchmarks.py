@@ -15,7 +15,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks import calibrating, curriculum, evaluating, gpu, measure, piping, quantizing, readme, starting, table
+from benchmarks import (
+    calibrating,
+    curriculum,
+    evaluating,
+    gpu,
+    measure,
+    piping,
+    quantizing,
+    readme,
+    serving,
+    starting,
+    table,
+)
 from benchmarks.registry import BENCHMARKS, GROWTHS
 from benchmarks.results import RESULTS, Bar, Growth, Point, Report, Result, Run
 from labkit.errors import DataError, ProcessFailed
@@ -198,6 +210,7 @@ def test_the_bars_are_those_that_were_agreed() -> None:
     assert [bar.most for bar in (*quantizing.GPTQ.bars, *quantizing.LARGE_GPTQ.bars)] == [1.0] * 4
     assert evaluating.BARS[0] == Bar("wall_seconds", 0.15)
     assert [bar.most for bar in (*curriculum.COLD_BARS, *curriculum.UNCHANGED_BARS)] == [0.6, None, 0.02]
+    assert [bar.most for bar in (*serving.OVERALL_BARS, *serving.DECODE_BARS)] == [1 / 1.5, 0.5]
     assert (calibrating.BARS[0], calibrating.ROWS, calibrating.TOKENS) == (Bar("wall_seconds", 0.2), 512, 2048)
     assert (starting.IMPORT_SECONDS, starting.HELP_SECONDS) == (0.15, 0.3)
     assert (starting.LABS_SECONDS, starting.SETUP_SECONDS) == (300.0, 300.0)
