@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.utils import patch_attr
 from llmcompressor.modifiers.gptq import base
 from torch import Tensor
 
 from labkit import checkpoint
-from labkit.calibration import calibration_set
+from labkit.calibration import CalibrationSet, calibration_set
 from labkit.faster import faster
 from labkit.profiles import TINY
 from labkit.quantize import quantizing
@@ -116,17 +118,37 @@ def test_hessians_of_a_shared_input_are_the_same_bits() -> None:
         assert samples == our_samples == 6
 
 
-def recipe() -> list[Any]:
-    from llmcompressor.modifiers.gptq import GPTQModifier
+def smoothquant() -> Any:
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
-    gptq = GPTQModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"], actorder=None, dampening_frac=0.1)
-    return [SmoothQuantModifier(smoothing_strength=0.8), gptq]
+    return SmoothQuantModifier(smoothing_strength=0.8)
 
 
-def test_smoothquant_runs_each_block_once_and_the_model_moves_as_little(tmp_path: Path) -> None:
+def gptq(scheme: str = "W8A8") -> Any:
+    from llmcompressor.modifiers.gptq import GPTQModifier
+
+    return GPTQModifier(targets="Linear", scheme=scheme, ignore=["lm_head"], actorder=None, dampening_frac=0.1)
+
+
+def rounded() -> Any:
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    return QuantizationModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"])
+
+
+RECIPES: dict[str, tuple[Callable[[], list[Any]], int, int]] = {  # with runs of a block for each row, theirs and ours
+    "SmoothQuant, GPTQ": (lambda: [smoothquant(), gptq()], 4, 2),
+    "SmoothQuant, RTN": (lambda: [smoothquant(), rounded()], 2, 1),
+    "GPTQ": (lambda: [gptq()], 2, 2),
+    "SmoothQuant, GPTQ with static activations": (lambda: [smoothquant(), gptq("FP8")], 4, 3),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_fewer_runs_of_a_block_do_and_the_model_moves_as_little(name: str, tmp_path: Path) -> None:
     from llmcompressor import oneshot
 
+    recipe, *expected = RECIPES[name]
     folder = make_model(tmp_path / "base", layers=2)
     rows = calibration_set(TINY.calibration, small_tokenizer(), rows=8)
     given = {"dataset": rows.dataset(), "max_seq_length": 256, "num_calibration_samples": 8}
@@ -136,16 +158,45 @@ def test_smoothquant_runs_each_block_once_and_the_model_moves_as_little(tmp_path
     runs, moved = [], []
     for accelerated in (False, True):
         model = checkpoint.load(folder)
-        calls = []
+        calls: list[int] = []
         model.model.layers[0].mlp.act_fn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         torch.manual_seed(0)
         with faster() if accelerated else nullcontext():
             oneshot(model=model, recipe=recipe(), **given)
-        runs.append(len(calls))
+        runs.append(len(calls) // 8)
         with torch.no_grad():
             moved.append(float((model(ids).logits - wanted).norm() / wanted.norm()))
-    assert runs == [4 * 8, 3 * 8]
+    assert runs == expected
     assert moved[1] == pytest.approx(moved[0], rel=0.1)
+
+
+def hessians_of(model: Any, rows: CalibrationSet) -> dict[str, Tensor]:
+    """The sums that GPTQ works with in the end, by the names of their layers."""
+    from llmcompressor import oneshot
+
+    found: dict[str, Tensor] = {}
+    prepare, names = base.prepare_batch, {module: name for name, module in model.named_modules()}
+
+    def look(batch: list[Any], qparams: Any, hessians: dict[Any, Tensor], samples: Any) -> Any:
+        found.update({names[module]: hessians[module].clone() for module in batch})
+        return prepare(batch, qparams, hessians, samples)
+
+    given = {"dataset": rows.dataset(), "max_seq_length": 256, "num_calibration_samples": len(rows.input_ids)}
+    with patch_attr(base, "prepare_batch", look):
+        oneshot(model=model, recipe=[smoothquant(), gptq()], **given)
+    return found
+
+
+def test_hessians_of_smoothed_inputs_are_those_that_smoothed_inputs_would_have_left(tmp_path: Path) -> None:
+    """One block, whose inputs no quantized block has changed: both ways see the same rows."""
+    folder = make_model(tmp_path / "base", layers=1)
+    rows = calibration_set(TINY.calibration, small_tokenizer(), rows=8)
+    theirs = hessians_of(checkpoint.load(folder), rows)
+    with faster():
+        ours = hessians_of(checkpoint.load(folder), rows)
+    assert len(theirs) == len(ours) == 7
+    for name, hessian in theirs.items():
+        assert (ours[name] - hessian).norm() / hessian.norm() < 0.01, name  # BF16 rounds smoothed activations
 
 
 def test_outside_of_the_block_llm_compressor_is_as_it_was(tmp_path: Path) -> None:

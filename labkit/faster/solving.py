@@ -1,22 +1,8 @@
-"""llm-compressor's GPTQ as labkit runs it on a CPU: the same method, fewer multiplications.
-
-Three things cost time there, and none of them changes what GPTQ asks for:
-
-- The Hessian's inverse and the inverse's factor. LDLQ (numerics/ldlq.py) finds the same grid points from one factor of
-  the Hessian itself; float sums come in another order, so a weight that lies between two points may fall to the other.
-- X Xᵀ of the same X for q, k and v, and again for gate and up: it is multiplied once, and added to each Hessian.
-- SmoothQuant runs every block a second time, only to hand its outputs on. It leaves a block's function as it is, so the
-  outputs of the first time will do.
-
-On a GPU llm-compressor's own kernels are left alone. `tests/test_faster.py` holds all three against them.
-"""
+"""GPTQ's sums and its rounding, with the arguments and results of llm-compressor's own functions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,41 +11,7 @@ if TYPE_CHECKING:
     _Scales = tuple[Tensor, Tensor, Tensor | None]  # scale, zero point, global scale
 
 
-@contextmanager
-def faster() -> Iterator[None]:
-    """Inside the block `oneshot` runs GPTQ and SmoothQuant as this module says, where the model is on a CPU."""
-    from compressed_tensors.utils import patch_attr
-    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
-    from llmcompressor.pipelines.registry import CalibrationPipeline
-
-    base: Any = import_module("llmcompressor.modifiers.gptq.base")
-    hessians = _Hessians(base.accumulate_hessian)
-    infer = CalibrationPipeline.from_modifiers
-
-    def from_modifiers(modifiers: list[Any], user: str | None = None) -> Any:
-        pipeline = infer(modifiers, user)
-        return _once(pipeline) if all(isinstance(each, SmoothQuantModifier) for each in modifiers) else pipeline
-
-    with (
-        patch_attr(base, "quantize_weight", _by_ldlq(base.quantize_weight)),
-        patch_attr(base, "accumulate_hessian", hessians.accumulate),
-        patch_attr(CalibrationPipeline, "from_modifiers", from_modifiers),
-    ):
-        yield
-
-
-def _once(pipeline: Any) -> Any:
-    """The pipeline, without the second run of each block."""
-    from compressed_tensors.utils import patch_attr
-
-    def run(model: Any, dataloader: Any, dataset_args: Any) -> None:
-        with patch_attr(dataset_args, "propagate_error", False):
-            pipeline(model, dataloader, dataset_args)
-
-    return run
-
-
-class _Hessians:
+class Hessians:
     """Remembers X Xᵀ of the last input, for the next layer that reads it too."""
 
     def __init__(self, theirs: Any) -> None:
@@ -82,7 +34,7 @@ class _Hessians:
         return hessian, num_samples
 
 
-def _by_ldlq(theirs: Any) -> Any:
+def by_ldlq(theirs: Any) -> Any:
     """A `quantize_weight` with llm-compressor's arguments and results that works by LDLQ on a CPU."""
     import torch
     from llmcompressor.modifiers.gptq.helpers import apply_activation_ordering
