@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from labkit import engine as engines
+from labkit.evaluation.lanes import Tick, answers, lanes
 from labkit.evaluation.request import Evaluation, Request, Sample, save_evaluation, standard_error
 from labkit.evaluation.sentences import find_sentence_splitter
 from labkit.evaluation.tasks import TaskFiles, task_files
@@ -21,9 +21,6 @@ from labkit.workspace import Workspace
 
 CHILD = Path(__file__).with_name("child.py")
 IFEVAL = "ifeval"
-
-# (requests done, requests in all, what is being done), for progress bars
-Tick = Callable[[int, int, str], None]
 
 
 def evaluate(
@@ -42,8 +39,9 @@ def evaluate(
     """Scores each request with lm-eval in a supervised child; results come in the order of the requests.
 
     Requests for one checkpoint share its engine as far as their settings allow. On a CPU one child runs all of them,
-    one model after another; on a GPU each model gets a child of its own (`isolate` says which to do anyway). data: a
-    local folder in place of hub data sets. deadline_seconds: for each child. Samples go to `results/`.
+    one model after another, or two do, side by side (lanes.py); on a GPU each model gets a child of its own (`isolate`
+    says which to do anyway). data: a local folder in place of hub data sets. deadline_seconds: for each child. Samples
+    go to `results/`.
 
     Raises CheckpointError for a folder that is none, DataError for missing rows, ProcessFailed with the child's own
     exception when lm-eval or the engine fails.
@@ -73,36 +71,15 @@ def evaluate(
         deadline_seconds=deadline_seconds,
         env=env,
     )
-    results, versions = _answers(jobs, common, run, on_tick)
+    results, versions = answers(lanes(jobs, engine, isolate), common, run, on_tick)
     done: dict[int, Evaluation] = {}
-    for asked, result in zip(jobs, results, strict=True):
-        request = requests[asked["number"]]
+    for asked in jobs:
+        request, result = requests[asked["number"]], results[asked["number"]]
         settings = settings_of(request, asked, result, files[request.task.name], engine, seed)
         if request.task.name == IFEVAL:
             settings["sentence_splitter"] = sentences
         done[asked["number"]] = finished(request, result, settings, versions, workspace)
     return [done[number] for number in range(len(requests))]
-
-
-def _answers(
-    jobs: list[dict[str, Any]],
-    common: dict[str, Any],
-    run: Callable[..., dict[str, Any]],
-    on_tick: Tick | None,
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The children's results for all jobs, and their versions: child after child, each answering as many as it may."""
-    results: list[dict[str, Any]] = []
-    versions: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="labkit-evaluation-") as scratch:
-        progress = Path(scratch) / "progress.json"
-        while len(results) < len(jobs):
-            job = {"requests": jobs[len(results) :], "scratch": scratch, "progress": str(progress), **common}
-            answer = run(job, on_tick=_ticker(progress, len(results), len(jobs), on_tick))
-            results += answer["results"]
-            versions = answer["versions"]
-    if on_tick:
-        on_tick(len(jobs), len(jobs), "done")
-    return results, versions
 
 
 def _widest(requests: Sequence[Request]) -> list[Request]:
@@ -143,24 +120,6 @@ def _by_engine(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same with requests for one engine together, engines in the order of their first request."""
     keys = list(dict.fromkeys(job["engine_key"] for job in jobs))
     return sorted(jobs, key=lambda job: keys.index(job["engine_key"]))
-
-
-def _ticker(progress: Path, before: int, total: int, on_tick: Tick | None) -> Callable[[], None] | None:
-    """Tells `on_tick` when the child has gone on to another request; the child says so in a small file."""
-    if on_tick is None:
-        return None
-    last: list[Any] = []
-
-    def tick() -> None:
-        try:
-            done, doing = json.loads(progress.read_text())
-        except (OSError, ValueError):
-            return  # not there yet, or just being written
-        if [done, doing] != last:
-            last[:] = [done, doing]
-            on_tick(before + done, total, doing)
-
-    return tick
 
 
 def settings_of(
