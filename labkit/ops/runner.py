@@ -1,7 +1,6 @@
 """Runs labs: each in its own process tree, as soon as the labs that it needs have passed.
 
-A lab that measures speed starts first, as it takes longest. What runs beside it yields the processor to it; where that
-does not help (yielding.py), nothing runs beside it.
+A lab that measures speed starts first, as it takes longest, and what runs beside it yields the processor to it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from labkit.ops.prepare import Prepared, absolute, absolute_target
 from labkit.ops.records import LabResult, RunReport
 from labkit.ops.signals import StopSignals
 from labkit.ops.tally import Tally
-from labkit.ops.yielding import can_share
 from labkit.workspace import STAGING
 
 TICK_SECONDS = 0.2
@@ -111,10 +109,7 @@ class _Run:
 
     def _fits(self, lab: Lab) -> bool:
         """Whether a lab may run beside those that run now; two that measure speed never do."""
-        measuring = [running for running in self._running if running.lab.alone]
-        if can_share():
-            return not (lab.alone and measuring)
-        return not (self._running and (lab.alone or measuring))
+        return not (lab.alone and any(running.lab.alone for running in self._running))
 
     def _arrange(self) -> None:
         """While a lab measures speed, the others yield the processor to it."""

@@ -2,7 +2,7 @@
 
 Linux runs a thread of the class SCHED_IDLE where no other thread wants the core, and takes the core away again as soon
 as one does. A lab that measures spends most of its time waiting for engines that start on one core; that is when others
-get on, and while it measures on all cores they stand still.
+get on, and while it measures on all cores they stand still. (A GPU has no such class; there `--jobs` is refused.)
 """
 
 from __future__ import annotations
@@ -11,13 +11,6 @@ import os
 from contextlib import suppress
 
 import psutil
-
-from labkit.hardware import this_machine
-
-
-def can_share() -> bool:
-    """Whether others may run beside a lab that measures: not on a machine with a GPU, which has no such class."""
-    return hasattr(os, "SCHED_IDLE") and not this_machine().gpus
 
 
 def set_yielding(pid: int, yielding: bool) -> None:
