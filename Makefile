@@ -87,7 +87,7 @@ lint: $(READY) ## ruff (lint and format, notebooks too) and mypy
 lock: $(READY) ## compile the locks from pyproject.toml (ARGS=--upgrade for newer versions)
 	@$(BIN)/python -m tools.lock --torch-index $(TORCH_CPU_INDEX) $(ARGS)
 
-bench: $(READY) $(KFP_READY) ## measure speed and memory against what labkit replaces, in under 20 minutes
+bench: $(READY) $(KFP_READY) ## measure speed and memory against what labkit replaces, as far as that takes minutes
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 bench-full: $(READY) $(KFP_READY) ## measure all of it, and how cost grows, and write benchmarks/results.json
