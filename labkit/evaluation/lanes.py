@@ -1,7 +1,7 @@
 """Which child scores what: all models in one, or shared between two at once where a machine has room for two engines.
 
 Most of a small evaluation is waiting for imports and for engines to start, which is work for one core. So on a CPU of
-several cores two children take turns with the models, if memory for both is free. Each model's requests stay together
+several cores two children share the models, if memory for both is free. Each model's requests stay together
 in one child, in their order, and every engine has the threads that it would have alone: scores are the same.
 """
 
@@ -53,9 +53,8 @@ def _has_room(jobs: list[Job], engine: Engine) -> bool:
     sizes = sorted(sum(path.stat().st_size for path in weight_files(Path(folder))) for folder in folders)
     largest = sizes[-1] * 2  # loading may hold a copy, and the HF backend computes on dequantized weights
     needed = LANES * (largest + engine.kv_cache_gib * 2**30 + BESIDE_BYTES)
-    return bool(
-        min(psutil.virtual_memory().available, machine.memory_bytes) > needed
-    )  # the second: a container's limit
+    free = min(psutil.virtual_memory().available, machine.memory_bytes)  # the latter knows a container's limit
+    return bool(free > needed)
 
 
 def answers(

@@ -40,7 +40,7 @@ class Lab(Serving, Simulating):
 
         scratch: the checkpoint, `job.final`, is for this lab only, and gone at its end.
         """
-        final = self.scratch("quantized") / variant if scratch else self.checkpoint(variant)
+        final = self.scratch(variant) if scratch else self.checkpoint(variant)
         with quantize.quantizing(
             final,
             self.base,

@@ -2,9 +2,8 @@
 
 Read in this order: `formats` (grids, scales, round-to-nearest), `smoothquant`, `gptq`, `ldlq` (the same without an
 inverse); and for 4 bits `groups` (scales for a few columns each), `lorc` (low-rank compensation), `pow2` (scales that
-are powers of two). Tests hold each against
-the library that does it in production, where there is one: compressed-tensors bit for bit, llm-compressor within a
-stated tolerance.
+are powers of two). Tests hold each against the library that does it in production, where there is one:
+compressed-tensors bit for bit, llm-compressor within a stated tolerance.
 """
 
 from labkit.numerics.formats import (

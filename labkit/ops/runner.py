@@ -1,6 +1,7 @@
 """Runs labs: each in its own process tree, as soon as the labs that it needs have passed.
 
-A lab that measures speed starts first, as it takes longest, and what runs beside it yields the processor to it.
+Where several run at once, one that measures speed starts first, as it takes longest, and what runs beside it yields the
+processor to it. One at a time they run in their order.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class _Run:
 
     def _start_ready(self) -> None:
         planned = {lab.name for lab in self._prepared.labs}
-        for lab in sorted(self._waiting, key=lambda lab: not lab.alone):
+        for lab in sorted(self._waiting, key=lambda lab: self._prepared.jobs > 1 and not lab.alone):
             if len(self._running) >= self._prepared.jobs:
                 return
             if any(name in planned and name not in self._tally.ended for name in lab.needs):
