@@ -2,7 +2,7 @@
 
 Linux runs a thread of the class SCHED_IDLE where no other thread wants the core, and takes the core away again as soon
 as one does. A lab that measures spends most of its time waiting for engines that start on one core; that is when others
-get on, and while it measures on all cores they stand still. (A GPU has no such class; there `--jobs` is refused.)
+get on, and while it measures on all cores they hardly do. (A GPU has no such class; there `--jobs` is refused.)
 """
 
 from __future__ import annotations

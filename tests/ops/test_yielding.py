@@ -19,7 +19,8 @@ NAMES = ("00_start_here", "01_other", "02_speed", "03_another")
 STAMP = """import os, pathlib, subprocess, sys, time
 pathlib.Path(workspace).mkdir(exist_ok=True)
 began, seen = time.time(), []
-while time.time() < began + 1.5:
+first = pathlib.Path(workspace) / "00_start_here.times"  # a lab that measures goes on until this one has had its turn
+while time.time() < began + 1.5 or ({measures} and not first.exists() and time.time() < began + 120):
     told = subprocess.run([sys.executable, "-c", "import os; print(os.sched_getscheduler(0))"], capture_output=True)
     seen.append((time.time(), int(told.stdout)))
 lines = [f"{{began}} {{time.time()}}", *(f"{{at}} {{policy}}" for at, policy in seen)]
@@ -29,15 +30,17 @@ Span = tuple[float, float]
 
 
 def labs_run(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, measuring: tuple[str, ...] = ("02_speed",)
+    folder: Path, monkeypatch: pytest.MonkeyPatch, measuring: tuple[str, ...] = ("02_speed",), jobs: int = 2
 ) -> dict[str, tuple[Span, list[tuple[float, int]]]]:
     """When each of four labs began and ended, some of which measure, and the classes that its children had."""
     for name in [name for name in os.environ if name.startswith("LABKIT_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(folder)
     for name in NAMES:
-        write_lab(folder / "notebooks", name, STAMP.format(name=name), alone=name in measuring)
-    assert main(["run", "--jobs", "2"]) == 0
+        write_lab(
+            folder / "notebooks", name, STAMP.format(name=name, measures=name in measuring), alone=name in measuring
+        )
+    assert main(["run", "--jobs", str(jobs)]) == 0
     found = {}
     for name in NAMES:
         (began, ended), *seen = [
@@ -62,6 +65,12 @@ def test_two_labs_that_measure_never_run_at_once(tmp_path: Path, monkeypatch: py
     found = labs_run(tmp_path, monkeypatch, measuring=NAMES[1:3])
     first, second = (found[name][0] for name in NAMES[1:3])
     assert first[1] < second[0] or second[1] < first[0]
+
+
+def test_one_at_a_time_labs_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = labs_run(tmp_path, monkeypatch, jobs=1)
+    assert [name for name, _ in sorted(found.items(), key=lambda item: item[1][0])] == list(NAMES)
+    assert {policy for _, seen in found.values() for _, policy in seen} == {os.SCHED_OTHER}
 
 
 def test_a_whole_tree_yields_and_what_it_starts_later_too() -> None:
