@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,14 @@ class Counts:
     injected: int = 0
     processes_left: int = 0
     bytes_lost: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, injected: int = 0, processes_left: int = 0, bytes_lost: int = 0) -> None:
+        """Also from threads."""
+        with self.lock:
+            self.injected += injected
+            self.processes_left += processes_left
+            self.bytes_lost += bytes_lost
 
     def __str__(self) -> str:
         return (
@@ -37,12 +46,16 @@ class Fault:
     counts: Counts
     marker: str = field(default_factory=lambda: uuid.uuid4().hex)
 
+    def beside(self) -> Fault:
+        """A hand for a thread beside this one, whose processes are its own."""
+        return Fault(self.counts)
+
     def environment(self, **more: str) -> dict[str, str]:
         """For what is started and then broken: its processes are known by this, whatever becomes of them."""
         return clean_environment(**{MARKER: self.marker}, **more)
 
     def injected(self, count: int = 1) -> None:
-        self.counts.injected += count
+        self.counts.add(injected=count)
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
         """Sends a signal; one that comes too late is none."""
@@ -54,7 +67,7 @@ class Fault:
         """No process of this test runs any more, or will soon."""
         wait_until(lambda: marked(self.marker) == [], seconds)
         left = marked(self.marker)
-        self.counts.processes_left += len(left)
+        self.counts.add(processes_left=len(left))
         for pid in left:  # counted, and not left to the next test
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -66,7 +79,7 @@ class Fault:
         before = {path: path.read_bytes() for place in paths for path in _files(place)}
         yield
         lost = [path for path, data in before.items() if not path.is_file() or path.read_bytes() != data]
-        self.counts.bytes_lost += sum(len(before[path]) for path in lost)
+        self.counts.add(bytes_lost=sum(len(before[path]) for path in lost))
         assert lost == []
 
 

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ WORK = "import time\ntime.sleep(1)\nprint('done')"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
 END_SECONDS = 60
+COURSES = 3  # at a time, where many runs are killed
 
 
 def run(course: Path, fault: Fault, *words: str) -> subprocess.CompletedProcess[str]:
@@ -188,24 +190,36 @@ def judged_truly(folder: Path) -> None:
         assert {lab["verdict"] for lab in told["labs"]} == {"passed"}
 
 
+def kill_runs(course: Path, fault: Fault, kills: range) -> None:
+    """Kills runs of one course at random moments. All that must hold holds after each, and a whole run passes then."""
+    course.mkdir()
+    write_lab(course / "notebooks", "00_start_here", DAEMON, WORK)
+    write_lab(course / "notebooks", "01_after", WORK, needs=["00_start_here"])
+    began = time.monotonic()
+    assert run(course, fault).returncode == 0
+    longest, chance = time.monotonic() - began, random.Random(kills.start)
+    for number in kills:
+        how = SIGNALS[number % len(SIGNALS)]
+        with fault.keeps(*runs_of(course), course / "notebooks"):
+            code = killed_at_random(course, fault, chance, longest, how)
+            fault.nothing_left()
+        assert code in {CODES[how], 0, -how}, "before it listens, a signal ends it as it ends any program"
+        judged_truly(runs_of(course)[-1])
+    assert run(course, fault).returncode == 0
+    assert latest(course)["complete"]
+
+
 @pytest.mark.parametrize("kills", [3, pytest.param(50, marks=[pytest.mark.long, pytest.mark.timeout(1500)])])
 def test_a_run_that_is_killed_at_any_moment_leaves_nothing_and_tells_no_lie(
     tmp_path: Path, fault: Fault, kills: int
 ) -> None:
-    write_lab(tmp_path / "notebooks", "00_start_here", DAEMON, WORK)
-    write_lab(tmp_path / "notebooks", "01_after", WORK, needs=["00_start_here"])
-    began = time.monotonic()
-    assert run(tmp_path, fault).returncode == 0
-    longest, chance = time.monotonic() - began, random.Random(kills)
-    for number in range(kills):
-        how = SIGNALS[number % len(SIGNALS)]
-        with fault.keeps(*runs_of(tmp_path), tmp_path / "notebooks"):
-            code = killed_at_random(tmp_path, fault, chance, longest, how)
-            fault.nothing_left()
-        assert code in {CODES[how], 0, -how}, "before it listens, a signal ends it as it ends any program"
-        judged_truly(runs_of(tmp_path)[-1])
-    assert run(tmp_path, fault).returncode == 0
-    assert latest(tmp_path)["complete"]
+    """Courses side by side, for a run mostly waits; the processes of each are known by a mark of its own."""
+    courses = min(COURSES, kills // 3)
+    parts = [range(kills * part // courses, kills * (part + 1) // courses) for part in range(courses)]
+    with ThreadPoolExecutor(courses) as pool:
+        done = [pool.submit(kill_runs, tmp_path / str(part.start), fault.beside(), part) for part in parts]
+    for one in done:
+        one.result()
 
 
 @pytest.mark.long
