@@ -6,7 +6,7 @@ that something changed, not that anything was lost; for that, evaluate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,17 +37,35 @@ def mean_kl(baseline: Sequence[torch.Tensor], candidate: Sequence[torch.Tensor])
     return total / tokens
 
 
-def divergences(
+def divergences_by_row(
     baseline: Path, candidates: Sequence[Path], rows: Sequence[Sequence[int]], device: str = "cpu"
-) -> list[float]:
-    """Mean KL of each candidate checkpoint against the baseline on token rows; one model in memory at a time."""
+) -> list[list[float]]:
+    """For each candidate checkpoint its KL from the baseline on each token row, in nats a token.
 
-    def of(folder: Path) -> list[torch.Tensor]:
+    One model is in memory at a time, and of the baseline its log-probabilities: 4 bytes for each of a row's tokens and
+    each entry of the vocabulary.
+    """
+
+    def of(folder: Path, use: Callable[[Any], Any]) -> Any:
         model = checkpoint.load(folder).to(device).eval()
         try:
-            return log_probabilities(model, rows)
+            return use(model)
         finally:
             release(model)
 
-    reference = of(baseline)
-    return [mean_kl(reference, of(folder)) for folder in candidates]
+    reference = of(baseline, lambda model: log_probabilities(model, rows))
+
+    def far(model: Any) -> list[float]:
+        pairs = zip(reference, rows, strict=True)
+        return [mean_kl([p], log_probabilities(model, [row])) for p, row in pairs]
+
+    return [of(folder, far) for folder in candidates]
+
+
+def divergences(
+    baseline: Path, candidates: Sequence[Path], rows: Sequence[Sequence[int]], device: str = "cpu"
+) -> list[float]:
+    """Mean KL of each candidate checkpoint from the baseline over all tokens of the rows; see `divergences_by_row`."""
+    tokens = [len(row) for row in rows]
+    by_row = divergences_by_row(baseline, candidates, rows, device)
+    return [sum(kl * n for kl, n in zip(each, tokens, strict=True)) / sum(tokens) for each in by_row]

@@ -63,7 +63,8 @@ COMMANDS = {
 TEACHING = {  # of INSTRUCTORS.md
     "podman build --build-arg LOCK=gpu --build-arg PROFILE=workbench -t labs .": "[container]",
     "podman run --rm --device nvidia.com/gpu=all labs labkit doctor": "[container] [gpu]",
-    "podman run --rm -p 127.0.0.1:8888:8888 -e LABS_IP=0.0.0.0 -v labs:/opt/app-root/src labs": "[container]",
+    "podman run --rm --device nvidia.com/gpu=all -p 127.0.0.1:8888:8888 -e LABS_IP=0.0.0.0 "
+    "-v labs:/opt/app-root/src labs": "[container] [gpu]",
     "labkit fetch --profile workbench s3://BUCKET/labs": "[hub] [s3]",
     "labkit doctor": HERE,
     "labkit run": "tests/test_labs.py::test_every_lab_passes",

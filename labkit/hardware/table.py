@@ -82,7 +82,8 @@ TABLE: tuple[Row, ...] = (
 
     Row(("int8-w8a8",), ("turing", "ampere", "ada", "hopper"), "native",
         "vLLM's CUTLASS kernels compute INT8 from compute capability 7.5 to 9.0."),
-    Row(("int8-w8a8",), _BLACKWELL, "no", "vLLM has no INT8 W8A8 kernel for compute capability 10.0 and up.",
+    Row(("int8-w8a8",), _BLACKWELL, "no",
+        "vLLM takes its CUTLASS kernel for INT8 W8A8, which ends with compute capability 9.0.",
         "Use FP8 W8A8 dynamic, which Blackwell computes natively."),
     Row(("int8-w8a8",), ("mi300",), "native", "vLLM's AITER or Triton kernels compute INT8."),
     Row(("int8-w8a8",), _NEW_CPU, "native",
@@ -167,7 +168,7 @@ TABLE: tuple[Row, ...] = (
     Row(("mxfp4a16",), ("ampere", "ada", "hopper"), "native",
         "Marlin reads packed FP4 weights and computes in 16 bits."),
     Row(("mxfp4a16",), _BLACKWELL, "native",
-        "vLLM takes it for MXFP4: where it has an FP4 kernel, activations are rounded to FP4 as well."),
+        "vLLM takes it for MXFP4: where it has an FP4 kernel, it rounds activations too, as this scheme does not."),
     Row(("mxfp4a16",), ("turing",), "no", "vLLM loads MXFP4 from compute capability 8.0 up.", "Use W4A16."),
     Row(("mxfp4a16",), ("mi300",), "emulated",
         "MI300 has no FP4 arithmetic: vLLM dequantizes at each step, with the amd-quark package.", "Use W4A16."),

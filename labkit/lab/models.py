@@ -15,7 +15,7 @@ from labkit.lab.telling import Telling
 from labkit.localdata import find_data_file, read_rows
 from labkit.manifest import read_manifest
 from labkit.modelfolder import weight_files
-from labkit.profiles import BASELINE, EMBEDDED, Task
+from labkit.profiles import BASELINE, EMBEDDED, TINY, Task
 from labkit.workspace import publishing
 
 if TYPE_CHECKING:
@@ -57,12 +57,17 @@ class Models(Telling):
         return folder
 
     def with_outliers(self, k: float) -> Self:
-        """The same lab on the embedded model with its planted outliers k times as large as the channel was."""
+        """The same lab on the embedded model and its rows, planted outliers k times as large as their channel was."""
         folder = self.workspace.root / "cache" / "planted" / f"{EMBEDDED}-k{k:.0f}"
         if not folder.exists():
             with publishing(folder, base=EMBEDDED, variant=BASELINE, outlier_factor=k) as stage:
                 tiny.materialize(stage, k)
-        return replace(self, parameters=replace(self.parameters, model=str(folder)))
+        rows = replace(TINY.calibration, rows=min(self.profile.calibration.rows, TINY.calibration.rows))
+        return replace(
+            self,
+            profile=replace(self.profile, calibration=rows),
+            parameters=replace(self.parameters, model=str(folder), data=""),
+        )
 
     def on_speed_model(self) -> Self:
         """The same lab on the model that the profile measures speed with; on itself if that is no other one."""

@@ -90,8 +90,11 @@ class Lab(Serving, Simulating):
             self.show(picture)
 
     def held_out_rows(self, rows: int = 16) -> list[list[int]]:
-        """Token rows of the calibration's source that no quantize of this lab has seen."""
-        return self._rows(self.profile.calibration.rows + rows).input_ids[-rows:]
+        """Token rows of the calibration's source that no quantize of this lab has seen, the first 256 tokens of each.
+
+        Not more, because what is computed of them may be large: a distribution over 152,000 tokens takes 0.6 MB.
+        """
+        return [row[:256] for row in self._rows(self.profile.calibration.rows + rows).input_ids[-rows:]]
 
     def random_rows(self, rows: int) -> CalibrationSet:
         """Calibration rows of random tokens: the wrong domain, to see what it costs."""
@@ -109,6 +112,10 @@ class Lab(Serving, Simulating):
     def divergences(self, folders: Iterable[Path], rows: Sequence[Sequence[int]]) -> list[float]:
         """How far each checkpoint's next-token distributions are from the baseline's, in nats a token."""
         return divergence.divergences(self.base, list(folders), rows, self.device)
+
+    def divergences_by_row(self, folders: Iterable[Path], rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The same for each row."""
+        return divergence.divergences_by_row(self.base, list(folders), rows, self.device)
 
     def run_script(
         self,

@@ -128,7 +128,7 @@ def weight_bytes(
 def gpus_needed(weight_bytes: float, usable_bytes: float) -> int:
     """The fewest GPUs that hold the weights between them, of `usable_bytes` each: 1, 2, 4, 8, ...
 
-    A power of two, because tensor parallelism gives each GPU as many attention heads as the others.
+    A power of two, as machines have them. Tensor parallelism also asks that their number divides the attention heads.
     """
     count = 1
     while count * usable_bytes < weight_bytes:

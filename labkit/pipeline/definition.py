@@ -19,8 +19,9 @@ from kfp import Client, compiler, dsl, kubernetes, local
 from kfp.dsl import Markdown, Metrics, Output
 
 NAME = "quantize-evaluate-compare"
-KEYS = ("AWS_S3_ENDPOINT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_BUCKET", "AWS_DEFAULT_REGION")
-OPTIONAL_KEYS = ("AWS_SESSION_TOKEN", "HF_TOKEN")  # of keys that expire; of models on the hub that are gated
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+# where another store than Amazon's is, of keys that expire, of models on the hub that are gated
+OPTIONAL_KEYS = ("AWS_S3_ENDPOINT", "AWS_S3_BUCKET", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN", "HF_TOKEN")
 
 # kfp and nothing else is in the image's own interpreter already; a step installs nothing while it runs
 component = dsl.component(install_kfp_package=False, packages_to_install=[])

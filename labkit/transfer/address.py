@@ -131,7 +131,7 @@ def refuse_plain_http(url: str, variable: str, certificate: str) -> None:
     if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise UsageError(
             f"{variable} is {shown}, without TLS",
-            why="keys and weights would cross the network in the clear, and could be changed on the way",
+            why="tokens and weights would cross the network in the clear, and could be changed on the way",
             fix=f"use https://; if the endpoint signed its own certificate, set {certificate} to a file with it",
         )
 
