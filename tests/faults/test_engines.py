@@ -159,7 +159,7 @@ def test_an_engine_that_finds_no_memory_is_an_error_with_its_own_words(
 def test_ten_starts_and_stops_give_the_memory_back(model: Path, tmp_path: Path, known: Fault) -> None:
     """Two at a time, which is no easier to hold and takes half as long."""
     this, held, free = psutil.Process(os.getpid()), [], []
-    for pair in range(6):  # the first two import what serving needs
+    for pair in range(5):  # the first two import what serving needs
         with ExitStack() as stack:
             names = [f"{pair}-{number}" for number in range(2)]
             servers = [serve(model, engine=ENGINE, log=tmp_path / name, name=name, wait=False) for name in names]
