@@ -162,9 +162,8 @@ def test_ten_starts_and_stops_give_the_memory_back(model: Path, tmp_path: Path, 
     for pair in range(5):  # the first two import what serving needs
         with ExitStack() as stack:
             names = [f"{pair}-{number}" for number in range(2)]
-            servers = [serve(model, engine=ENGINE, log=tmp_path / name, name=name, wait=False) for name in names]
-            for server in servers:
-                stack.enter_context(server)
+            starting = (serve(model, engine=ENGINE, log=tmp_path / name, name=name, wait=False) for name in names)
+            servers = [stack.enter_context(server) for server in starting]
             for server in servers:
                 server.wait()
                 assert httpx.post(**request(server), timeout=60, trust_env=False).status_code == 200
