@@ -15,7 +15,7 @@ import labkit
 from labkit.errors import MissingResult, UsageError
 from labkit.lab import Lab, open_lab
 from labkit.lab.notebook import assigned_names
-from labkit.profiles import TINY, Parameters
+from labkit.profiles import TINY, WORKBENCH, Parameters
 from labkit.workspace import Workspace, publishing
 from tests.conftest import ROOT, clean_environment
 
@@ -104,6 +104,13 @@ def test_another_model_s_variants_have_names_of_their_own(tmp_path: Path) -> Non
     assert lab_in(tmp_path).checkpoint("fp8-dynamic") == tmp_path / "checkpoints" / "fp8-dynamic"
     other = lab_in(tmp_path, model="Qwen/Qwen3-0.6B")
     assert other.checkpoint("fp8-dynamic") == tmp_path / "checkpoints" / "Qwen3-0.6B--fp8-dynamic"
+
+
+def test_the_outliers_part_has_the_embedded_model_s_rows_on_every_profile(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    lab = Lab("05", WORKBENCH, Workspace(tmp_path / "workspace"), Parameters(data=str(tmp_path / "data")))
+    planted, tiny = lab.with_outliers(2.0), lab_in(tmp_path / "tiny")
+    assert planted.calibration_rows(4).input_ids == tiny.calibration_rows(4).input_ids
 
 
 def ended(folder: Path, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:

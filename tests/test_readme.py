@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import LabError
+from labkit.hardware.capability import judge
 from tools import links, notebooks, tables
 
 ROOT = Path(__file__).parents[1]
@@ -284,3 +285,13 @@ def test_no_file_names_the_host_of_a_package_index() -> None:
 def test_the_three_sentences_come_first() -> None:
     opening = README.read_text().split("\n\n")[1]
     assert len(re.findall(r"[.!?](?:\s|$)", opening)) == 3
+
+
+def test_the_labs_that_blackwell_skips_are_those_that_the_page_names() -> None:
+    skipped = []
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        schemes = notebooks.read(path)["metadata"]["labkit"].get("schemes", [])
+        if any(judge(scheme, "blackwell-10.0", "cuda").verdict == "no" for scheme in schemes):
+            skipped.append(path.stem[:2])
+    assert f"labs {', '.join(skipped[:-1])} and {skipped[-1]} are skipped" in INSTRUCTORS.read_text()
+    assert skipped == ["02", "03", "07", "08"]

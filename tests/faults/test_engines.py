@@ -157,7 +157,7 @@ def test_an_engine_that_finds_no_memory_is_an_error_with_its_own_words(
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_ten_starts_and_stops_give_the_memory_back(model: Path, tmp_path: Path, known: Fault) -> None:
-    """Two at a time, which is no easier to hold and takes half as long."""
+    """Two at a time, which is no easier to hold and quicker."""
     this, held, free = psutil.Process(os.getpid()), [], []
     for pair in range(5):  # the first two import what serving needs
         with ExitStack() as stack:
