@@ -181,3 +181,51 @@ def test_the_replaced_functions_take_what_llm_compressors_take() -> None:
     with faster():
         ours = [list(inspect.signature(f).parameters) for f in (base.quantize_weight, base.accumulate_hessian)]
     assert ours == theirs
+
+
+def fp8_codes(x: Tensor, scale: Tensor) -> Tensor:
+    from compressed_tensors.quantization.lifecycle.forward import quantize
+
+    args = QuantizationArgs(**SCHEMES["FP8"])
+    return quantize(x=x, scale=scale, zero_point=None, args=args, dtype=torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_fp8_codes_are_the_same_bytes_by_one_conversion(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 320, dtype=dtype)
+    x[0, :6] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, torch.finfo(dtype).smallest_normal])
+    x[1] = 0
+    scale = x.nan_to_num(0, 0, 0).abs().amax(1, keepdim=True) / 448  # zero for the second row
+    scale[2] /= 2  # clamped
+    before = x.clone()
+    theirs = fp8_codes(x, scale)
+    with faster():
+        ours = fp8_codes(x, scale)
+    assert theirs.dtype == ours.dtype == torch.float8_e4m3fn
+    nan = theirs.float().isnan()
+    assert nan.any()
+    assert torch.equal(nan, ours.float().isnan())  # of either sign
+    assert torch.equal(theirs.view(torch.uint8)[~nan], ours.view(torch.uint8)[~nan])
+    assert torch.equal(x.nan_to_num(), before.nan_to_num())  # it is the quotient that is clamped in place
+
+
+def test_other_codes_are_left_to_compressed_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    from compressed_tensors.quantization.lifecycle import forward, forward_helpers
+
+    seen: list[QuantizationArgs] = []
+    theirs = forward_helpers._quantize
+
+    def watched(*given: Any) -> Tensor:
+        seen.extend(each for each in given if isinstance(each, QuantizationArgs))
+        return theirs(*given)
+
+    x = torch.randn(8, 32)
+    int8 = QuantizationArgs(**INT8)
+    codes = forward.quantize(x=x, scale=torch.full((8, 1), 0.02), zero_point=None, args=int8, dtype=torch.int8)
+    monkeypatch.setattr(forward_helpers, "_quantize", watched)
+    with faster():
+        again = forward.quantize(x=x, scale=torch.full((8, 1), 0.02), zero_point=None, args=int8, dtype=torch.int8)
+        fp8_codes(x, torch.full((8, 1), 0.01))
+    assert torch.equal(codes, again)
+    assert seen == [int8]

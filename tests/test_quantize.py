@@ -274,7 +274,9 @@ def test_a_checkpoint_made_a_shard_at_a_time_holds_the_same_tensors(base: Path, 
         quantizing(tmp_path / "by-shards", shards, log=tmp_path / "q.log") as job,
         job.folder("model_free_ptq, FP8_DYNAMIC", sharded=True) as folder,
     ):
+        before = torch.get_rng_state()
         model_free_ptq(shards, folder, scheme="FP8_DYNAMIC", ignore=["lm_head", "model.embed_tokens"], device="cpu")
+        assert torch.equal(torch.get_rng_state(), before)  # no layer was filled with random numbers first
     assert len(list(job.final.glob("*.safetensors"))) > 2
     assert checkpoint.different_tensors(job.final, whole.final) == []
     manifest = verify_manifest(job.final)
