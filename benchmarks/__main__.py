@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import readme, table
-from benchmarks.registry import BENCHMARKS, GROWTHS, QUICK
+from benchmarks.registry import BENCHMARKS, FULL_PAIRS, GROWTHS, QUICK
 from benchmarks.results import RESULTS, Growth, Report, Result
 from labkit.errors import LabError
 from labkit.hardware import stack_versions, this_machine
@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if name in GROWTHS:
                     growths.append(replace(GROWTHS[name](folder), load=load))
                 else:
-                    found = BENCHMARKS[name](folder, arguments.runs)
+                    runs = arguments.runs or (FULL_PAIRS.get(name) if arguments.full else None)
+                    found = BENCHMARKS[name](folder, runs)
                     results += [replace(one, load=load) for one in (found if isinstance(found, list) else [found])]
             except LabError as error:
                 failures.append(f"{name}: {error}")

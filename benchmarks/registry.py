@@ -36,8 +36,10 @@ QUICK: dict[str, Benchmark] = {
 LONG: dict[str, Benchmark] = {
     quantizing.SHARDS.name: quantizing.SHARDS.run,
     quantizing.LARGE_GPTQ.name: quantizing.LARGE_GPTQ.run,
-    serving.OVERALL: serving.run,
-    serving.DECODE: serving.run,
+    serving.WIDE.overall: serving.WIDE.run,
+    serving.WIDE.decode: serving.WIDE.run,
+    serving.DEEP.overall: serving.DEEP.run,
+    serving.DEEP.decode: serving.DEEP.run,
     piping.NAME: piping.run,
     "grid": simulating.run_grid,
     "lorc": simulating.run_lorc,
@@ -49,6 +51,7 @@ LONG: dict[str, Benchmark] = {
     "setup": starting.run_setup,
 }
 BENCHMARKS = {**QUICK, **LONG}
+FULL_PAIRS = {evaluating.NAME: 3}  # where there is no limit, what `make bench` has time for once only
 GROWTHS: dict[str, Callable[[Path], Growth]] = {
     "growth-fp8": growing.run_fp8,
     "growth-int8": growing.run_int8,
