@@ -29,7 +29,8 @@ def timed(
 ) -> Run:
     """Runs a command to its end and says what it took; raises ProcessFailed, with its log's telling lines, if it fails.
 
-    Memory is looked at every 2 ms at first, later every 50 ms: the largest sum of resident bytes over the process tree.
+    It is looked at every 2 ms at first, later every 50 ms; its memory, the largest sum of resident bytes over the
+    process tree, as often as takes 2% of a core.
     """
     began = time.monotonic()
     with processes.start(command, log, {**_without_labkit(), **(env or {})}, cwd) as child:

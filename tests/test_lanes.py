@@ -51,13 +51,17 @@ def asked(tmp_path: Path, **more: Any) -> Any:
 
 
 @pytest.mark.skipif(bool(this_machine().gpus) or this_machine().cores < 2, reason="only for a CPU of two cores or more")
-def test_each_models_requests_stay_together_in_one_child(folder: Path) -> None:
+def test_each_models_requests_stay_together_in_one_child(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABKIT_JOBS", "1")
     found = lanes(jobs(folder, "a", "a", "b", "c", "c", "d"), TINY.engine, None)
     assert [[job["variant"] for job in lane] for lane in found] == [["a", "a", "c", "c"], ["b", "d"]]
 
 
-@pytest.mark.parametrize("why", ["one model", "isolated", "no memory"])
-def test_one_child_does_where_two_would_not_fit_or_have_nothing_to_share(why: str, folder: Path) -> None:
+@pytest.mark.parametrize("why", ["one model", "isolated", "no memory", "beside labs"])
+def test_one_child_does_where_two_would_not_fit_or_have_nothing_to_share(
+    why: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABKIT_JOBS", "2" if why == "beside labs" else "1")
     given = jobs(folder, "a", "a") if why == "one model" else jobs(folder, "a", "b")
     engine = replace(TINY.engine, kv_cache_gib=1e6) if why == "no memory" else TINY.engine
     assert lanes(given, engine, True if why == "isolated" else None) == [given]

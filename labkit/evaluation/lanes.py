@@ -3,11 +3,14 @@
 Most of a small evaluation is waiting for imports and for engines to start, which is work for one core. So on a CPU of
 several cores two children share the models, if memory for both is free. Each model's requests stay together
 in one child, in their order, and every engine has the threads that it would have alone: scores are the same.
+
+Beside other labs (`labkit run --jobs 2`) one child does: no core is left waiting, and a second one imports all again.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import threading
 import time
@@ -39,7 +42,8 @@ class _Stopped(Exception):
 def lanes(jobs: list[Job], engine: Engine, isolate: bool | None) -> list[list[Job]]:
     """The requests of each child. jobs: those for one engine stand together; isolate: see `evaluate`."""
     models = list(dict.fromkeys(job["engine_key"] for job in jobs))
-    if isolate or len(models) < LANES or not _has_room(jobs, engine):
+    beside_labs = (os.environ.get("LABKIT_JOBS") or "1") != "1"
+    if isolate or beside_labs or len(models) < LANES or not _has_room(jobs, engine):
         return [jobs]
     return [[job for job in jobs if models.index(job["engine_key"]) % LANES == lane] for lane in range(LANES)]
 

@@ -26,7 +26,8 @@ from labkit.ops.records import LabResult, Skip
 from labkit.pace import cell_seconds
 from labkit.workspace import write_atomically
 
-OWN = ("LABKIT_RUN", "LABKIT_WORKSPACE", "LABKIT_LAB")  # what a runner sets, and a folder's name: no input of a lab
+# What a runner sets, and a folder's name: no input of a lab.
+OWN = ("LABKIT_RUN", "LABKIT_WORKSPACE", "LABKIT_LAB", "LABKIT_JOBS")
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class _Run:
     def __init__(self, prepared: Prepared, output: Path, scratch: Path, tell: Callable[[str], None]) -> None:
         self._prepared, self._tell = prepared, tell
         self._waiting = list(prepared.labs)
+        self._blocked = {lab.name: blocked_by_machine(lab) for lab in prepared.labs}
         self._running: list[RunningLab] = []
         run = output.name if prepared.output is None else _run_id()
         self._tally = Tally(prepared, output, run, tell)
@@ -78,7 +79,7 @@ class _Run:
     def _skip_impossible(self) -> None:
         """Skips every waiting lab that can't run any more: a needed lab did not pass, or this machine can't do it."""
         for lab in list(self._waiting):
-            result = self._blocked_by_need(lab) or blocked_by_machine(lab)
+            result = self._blocked_by_need(lab) or self._blocked[lab.name]
             if result:
                 self._waiting.remove(lab)
                 self._tally.end(result)
@@ -168,6 +169,7 @@ def _environment(prepared: Prepared, run: str, scratch: Path) -> dict[str, str]:
         "LABKIT_RUN": run,
         "LABKIT_PROFILE": prepared.profile.name,
         "LABKIT_WORKSPACE": str(prepared.workspace.root),
+        "LABKIT_JOBS": str(prepared.jobs),
         "JUPYTER_PATH": os.pathsep.join(filter(None, kernels)),
         "IPYTHONDIR": str(scratch / "ipython"),  # a learner's own start-up files must not change a run
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a warning about frozen modules in every log

@@ -32,7 +32,8 @@ while not (here / "{other}").exists():
     time.sleep(0.1)"""
 TELL = """import json, os, sys
 print("facts", json.dumps({"python": sys.executable, "limit": limit, "profile": profile, "workspace": workspace,
-      "lab": os.environ["LABKIT_LAB"], "run": os.environ["LABKIT_RUN"], "cwd": os.getcwd()}))"""
+      "lab": os.environ["LABKIT_LAB"], "run": os.environ["LABKIT_RUN"], "jobs": os.environ["LABKIT_JOBS"],
+      "cwd": os.getcwd()}))"""
 SKIP_PART = """import json, os
 with open(os.environ["LABKIT_SKIPS_FILE"], "a") as file:
     file.write(json.dumps({"part": "the FP8 KV cache", "reason": "needs AVX-512"}) + "\\n")"""
@@ -176,6 +177,7 @@ def test_labs_run_with_this_interpreter_and_their_parameters_in_their_own_folder
         "workspace": str(everything.course / "workspace"),
         "lab": "00_start_here",
         "run": everything.report["run"],
+        "jobs": "2",
         "cwd": str(everything.course / "notebooks"),
     }
 
