@@ -76,7 +76,7 @@ test-all: $(READY) $(KFP_READY) chromium ## run all tests, the long tier too
 test-browser: $(READY) $(KFP_READY) chromium ## run those of CI's tier that need a browser
 	@$(BIN)/python -m pytest -m "not long" tests/browser $(ARGS)
 
-faults: $(READY) $(KFP_READY) chromium ## run the whole suite of injected faults (RELIABILITY.md)
+faults: $(READY) $(KFP_READY) chromium ## inject the faults of RELIABILITY.md, and count what was left or lost
 	@$(BIN)/python -m pytest -m faults $(ARGS)
 
 lint: $(READY) ## ruff (lint and format, notebooks too) and mypy

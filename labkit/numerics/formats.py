@@ -32,6 +32,7 @@ from torch import Tensor
 from labkit.errors import DataError, UsageError
 
 Granularity = Literal["per-tensor", "per-channel", "per-token"]
+FLOAT32_EXPONENT = 0x7F800000  # the bits of a float32 that hold its exponent
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,8 @@ def round_to_grid(x: Tensor, fmt: Format) -> Tensor:
     smallest subnormal: that one line holds for normal numbers, subnormals and integers alike.
     """
     clamped = x.clamp(fmt.min_value, fmt.max_value).float()
-    _, exponent = torch.frexp(clamped)  # clamped = f · 2^exponent, f in [0.5, 1); so floor(log2|x|) = exponent - 1
-    step = torch.ldexp(torch.ones_like(clamped), exponent - 1 - fmt.mantissa_bits).clamp(min=fmt.smallest_subnormal)
+    power = (clamped.view(torch.int32) & FLOAT32_EXPONENT).view(torch.float32)  # 2^floor(log2|x|): no sign, no mantissa
+    step = (power * 2.0**-fmt.mantissa_bits).clamp(min=fmt.smallest_subnormal)
     return (torch.round(clamped / step) * step).to(x.dtype)
 
 
