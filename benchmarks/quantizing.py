@@ -102,7 +102,7 @@ def as_close(base: Path, ours: Path, theirs: Path) -> str:
         raise DataError(
             f"{ours} is {mine:.3g} nats a token from {base}, and {theirs} {other:.3g}",
             why="a quantization that loses more has not done the same work",
-            fix="look at what labkit/faster.py changes",
+            fix="look at what labkit/faster changes",
         )
     return f"next-token distributions {mine:.3g} nats from the base model's, theirs {other:.3g}, on rows neither saw"
 

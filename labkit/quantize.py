@@ -101,7 +101,7 @@ class Job:
         """An empty folder for a library that writes a checkpoint by itself, with no model in memory: `model_free_ptq`.
 
         recipe: how it is made, in words, for the manifest. When the block ends, the folder becomes `final`, with a
-        manifest as `save` writes it, and the clock stops.
+        manifest as `save` writes it, and the clock stops. Layers made in the block start with no values of their own.
         Raises CheckpointError, and leaves an older `final` as it was, if the tensors are not what config.json says.
         """
         from transformers.initialization import no_init_weights

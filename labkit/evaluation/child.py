@@ -87,7 +87,7 @@ def load(job: dict[str, Any], request: dict[str, Any]) -> Any:
     from lm_eval.models.vllm_causallms import VLLM
     from vllm.platforms import current_platform
 
-    gc.freeze()  # vLLM looks for garbage five times while it starts: in all that was imported, two seconds an engine
+    gc.freeze()  # vLLM looks for garbage five times while it starts: in all that was imported, almost 2 s an engine
     memory = {} if current_platform.is_cpu() else {"gpu_memory_utilization": engine["gpu_memory_utilization"]}
     return VLLM(
         pretrained=request["checkpoint"],
