@@ -13,11 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import readme, table
+from benchmarks.measure import ROOT
 from benchmarks.registry import BENCHMARKS, FULL_PAIRS, GROWTHS, QUICK
 from benchmarks.results import RESULTS, Growth, Report, Result
 from labkit.errors import LabError
 from labkit.hardware import stack_versions, this_machine
 from labkit.ledger import utc_now
+
+SO_FAR = ROOT / "build" / "benchmarks-so-far.json"  # beside what else make builds; nothing reads it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,23 +48,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             except LabError as error:
                 failures.append(f"{name}: {error}")
             shutil.rmtree(folder, ignore_errors=True)  # models of gigabytes
+            SO_FAR.parent.mkdir(exist_ok=True)  # a run of hours that is cut off has not been for nothing
+            SO_FAR.write_text(_report(results, growths, began).to_json(), encoding="utf-8")
     print(table.terminal(results, growths))
     for failure in failures:
         print(f"\nNot measured: {failure}", file=sys.stderr)
-    report = Report(
-        this_machine().label,
-        stack_versions(),
-        utc_now(),
-        round(time.monotonic() - began, 1),
-        tuple(results),
-        tuple(growths),
-    )
+    if failures:
+        print(f"What was measured stands in {SO_FAR}.", file=sys.stderr)
+    report = _report(results, growths, began)
     if arguments.output:
         Path(arguments.output).write_text(report.to_json(), encoding="utf-8")
     elif not failures and arguments.full and not arguments.only and arguments.runs is None:
         RESULTS.write_text(report.to_json(), encoding="utf-8")
         readme.main()
     return 1 if failures else 0
+
+
+def _report(results: Sequence[Result], growths: Sequence[Growth], began: float) -> Report:
+    spent = round(time.monotonic() - began, 1)
+    return Report(this_machine().label, stack_versions(), utc_now(), spent, tuple(results), tuple(growths))
 
 
 def _parser() -> argparse.ArgumentParser:
