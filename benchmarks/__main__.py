@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--full] [--only NAME ...] [--runs N]`: measures, prints one table, keeps what was measured."""
+"""`python -m benchmarks [--full [--resume]] [--only NAME ...] [--runs N]`: measures, prints and keeps one table."""
 
 from __future__ import annotations
 
@@ -16,23 +16,34 @@ from benchmarks import readme, table
 from benchmarks.measure import ROOT
 from benchmarks.registry import BENCHMARKS, FULL_PAIRS, GROWTHS, QUICK
 from benchmarks.results import RESULTS, Growth, Report, Result
-from labkit.errors import LabError
+from labkit.errors import LabError, MissingResult, UsageError
 from labkit.hardware import stack_versions, this_machine
 from labkit.ledger import utc_now
+from labkit.workspace import write_atomically
 
-SO_FAR = ROOT / "build" / "benchmarks-so-far.json"  # beside what else make builds; nothing reads it
+SO_FAR = ROOT / "build" / "benchmarks-so-far.json"  # a full run's, until it is whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 if everything could be measured, bars met or not; 1 if a side failed."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    whole = arguments.full and not (arguments.only or arguments.runs or arguments.output)
     names = arguments.only or [*(BENCHMARKS if arguments.full else QUICK), *(GROWTHS if arguments.full else ())]
     began, failures = time.monotonic(), []
     results: list[Result] = []
     growths: list[Growth] = []
+    sittings = 1
+    if arguments.resume:
+        try:
+            before = so_far() if whole else parser.error("--resume goes with --full and nothing else")
+        except LabError as error:
+            parser.error(str(error))
+        began -= before.wall_seconds
+        results, growths, sittings = list(before.results), list(before.growth), before.sittings + 1
     with tempfile.TemporaryDirectory(prefix="labkit-benchmarks-") as scratch:
         for name in names:
-            if any(result.name == name for result in results):  # it came with another
+            if any(found.name == name for found in (*results, *growths)):  # before, or with another
                 continue
             print(f"{name} ... ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
             folder = Path(scratch) / name
@@ -48,25 +59,50 @@ def main(argv: Sequence[str] | None = None) -> int:
             except LabError as error:
                 failures.append(f"{name}: {error}")
             shutil.rmtree(folder, ignore_errors=True)  # models of gigabytes
-            SO_FAR.parent.mkdir(exist_ok=True)  # a run of hours that is cut off has not been for nothing
-            SO_FAR.write_text(_report(results, growths, began).to_json(), encoding="utf-8")
+            if whole:  # hours that are cut off have not been for nothing
+                write_atomically(SO_FAR, _report(results, growths, began, sittings).to_json())
     print(table.terminal(results, growths))
     for failure in failures:
         print(f"\nNot measured: {failure}", file=sys.stderr)
-    if failures:
-        print(f"What was measured stands in {SO_FAR}.", file=sys.stderr)
-    report = _report(results, growths, began)
+    if failures and whole:
+        print(f"The rest stands in {SO_FAR}; mend this, and go on with --full --resume.", file=sys.stderr)
+    report = _report(results, growths, began, sittings)
     if arguments.output:
         Path(arguments.output).write_text(report.to_json(), encoding="utf-8")
-    elif not failures and arguments.full and not arguments.only and arguments.runs is None:
+    elif whole and not failures:
         RESULTS.write_text(report.to_json(), encoding="utf-8")
+        SO_FAR.unlink()
         readme.main()
     return 1 if failures else 0
 
 
-def _report(results: Sequence[Result], growths: Sequence[Growth], began: float) -> Report:
+def _report(results: Sequence[Result], growths: Sequence[Growth], began: float, sittings: int) -> Report:
     spent = round(time.monotonic() - began, 1)
-    return Report(this_machine().label, stack_versions(), utc_now(), spent, tuple(results), tuple(growths))
+    order = [*BENCHMARKS, *GROWTHS]
+    found = tuple(sorted(results, key=lambda result: order.index(result.name)))
+    grown = tuple(sorted(growths, key=lambda growth: order.index(growth.name)))
+    return Report(this_machine().label, stack_versions(), utc_now(), spent, found, grown, sittings)
+
+
+def so_far() -> Report:
+    """What a full run that did not become whole has measured.
+
+    Raises MissingResult if there is none, UsageError if it is from another machine, stack or labkit than is here now.
+    """
+    if not SO_FAR.is_file():
+        raise MissingResult(f"there is no {SO_FAR}", fix="start a full run: --full")
+    found = Report.from_json(SO_FAR.read_text(encoding="utf-8"))
+    written = SO_FAR.stat().st_mtime
+    newer = [path for path in (ROOT / "labkit").rglob("*.py") if path.stat().st_mtime > written]
+    other = [name for name, version in stack_versions().items() if found.versions.get(name) != version]
+    if found.machine != this_machine().label or other or newer:
+        what = ", ".join([*other, *map(str, newer)]) or found.machine
+        raise UsageError(
+            f"{SO_FAR} is of another machine, stack or labkit: {what}",
+            why="one table is of one thing",
+            fix="start a full run: --full",
+        )
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,6 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--full", action="store_true", help="everything, whatever it takes; else what takes minutes")
     everything = [*BENCHMARKS, *GROWTHS]
+    parser.add_argument(
+        "--resume", action="store_true", help="goes on with a full run that was cut off or had a failure"
+    )
     parser.add_argument("--only", nargs="+", choices=everything, metavar="NAME", help=", ".join(everything))
     parser.add_argument("--runs", type=int, metavar="N", help="runs or pairs of each, in place of its own number")
     parser.add_argument("--output", metavar="FILE", help="write the results there, as JSON")

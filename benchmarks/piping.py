@@ -50,24 +50,21 @@ def run(scratch: Path, pairs: int | None) -> Result:
     course, found = scratch / "course", scratch / "found"
     found.mkdir()
     _write_notebook(course)
-    rooms: dict[str, Path] = {}
 
     def ours(number: int) -> Run:
-        rooms["ours"] = scratch / f"ours-{number}"
-        command = [sys.executable, str(SIDES / "labkit_pipeline.py"), str(rooms["ours"]), str(found / "ours.json")]
-        command += [str(ROWS), *SCHEMES]
+        command = [sys.executable, str(SIDES / "labkit_pipeline.py"), str(scratch / f"ours-{number}")]
+        command += [str(found / "ours.json"), str(ROWS), *SCHEMES]
         return timed(command, scratch / "ours.log", deadline_seconds=DEADLINE_SECONDS, cwd=scratch)
 
     def theirs(number: int) -> Run:
-        rooms["theirs"] = scratch / f"theirs-{number}"
-        command = [sys.executable, "-m", "labkit.ops.cli", "run", "--workspace", str(rooms["theirs"])]
+        command = [sys.executable, "-m", "labkit.ops.cli", "run", "--workspace", str(scratch / f"theirs-{number}")]
         command += ["-p", "limit", str(ROWS)]
         env = {"BENCHMARK_ANSWER": str(found / "theirs.json"), "BENCHMARK_SCHEMES": " ".join(SCHEMES)}
         return timed(command, scratch / "theirs.log", deadline_seconds=DEADLINE_SECONDS, env=env, cwd=course)
 
     our_runs, their_runs = interleaved(ours, theirs, pairs or 1)
     mine, other = (json.loads((found / f"{side}.json").read_text(encoding="utf-8")) for side in ("ours", "theirs"))
-    _require_equal(mine["scores"], other["scores"], rooms["ours"] / "pipeline" / "workspace", rooms["theirs"])
+    _require_equal(mine["scores"], other["scores"], Path(mine["store"]), scratch / f"theirs-{len(their_runs) - 1}")
     return Result(
         name=NAME,
         what=f"Quantize, evaluate and compare {len(SCHEMES)} schemes as a pipeline on this machine",
@@ -112,9 +109,10 @@ def _write_notebook(course: Path) -> None:
     nbformat.write(notebook, course / "notebooks" / f"{FIRST_LAB}.ipynb")
 
 
-def _require_equal(ours: Mapping[str, float], theirs: Mapping[str, float], our_room: Path, their_room: Path) -> None:
+def _require_equal(ours: Mapping[str, float], theirs: Mapping[str, float], our_store: Path, their_room: Path) -> None:
     for scheme in SCHEMES:
-        same_tensors(Path(), Workspace(our_room).checkpoint(scheme), Workspace(their_room).checkpoint(scheme))
+        (sent,) = (our_store / "checkpoints").glob(f"*--{scheme}")
+        same_tensors(Path(), sent, Workspace(their_room).checkpoint(scheme))
     if ours != theirs:
         raise DataError(
             f"the two sides scored {dict(ours)} and {dict(theirs)}",

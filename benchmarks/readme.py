@@ -34,12 +34,13 @@ The three of lab 06 (simulated layer, grid, LoRC) time a part of a process; LoRC
 def render(report: Report) -> str:
     """The whole README as Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    took = text.duration(report.wall_seconds) + (f", in {report.sittings} sittings," if report.sittings > 1 else "")
     parts = [
         HEAD,
         markdown_table(table.HEADER, [table.cells(row) for row in table.rows(report.results)]),
         "",
         *(_growing(report) if report.growth else ()),
-        f"Measured on {report.date[:10]} in {text.duration(report.wall_seconds)} on {report.machine}; {versions}.",
+        f"Measured on {report.date[:10]} in {took} on {report.machine}; {versions}.",
         "",
         *_lacking(report),
         "## What is compared",

@@ -70,7 +70,10 @@ class Growth:
 
 @dataclass(frozen=True)
 class Report:
-    """One run of the benchmarks. date is UTC, ISO 8601; wall_seconds what all of it took, preparation included."""
+    """One run of the benchmarks. date is UTC, ISO 8601; wall_seconds what all of it took, preparation included.
+
+    sittings: more than one where a run that was cut off was gone on with.
+    """
 
     machine: str
     versions: dict[str, str]
@@ -78,6 +81,7 @@ class Report:
     wall_seconds: float
     results: tuple[Result, ...]
     growth: tuple[Growth, ...] = ()
+    sittings: int = 1
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"

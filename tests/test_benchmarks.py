@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks import (
+    __main__,
     calibrating,
     curriculum,
     evaluating,
@@ -30,7 +32,8 @@ from benchmarks import (
 )
 from benchmarks.registry import BENCHMARKS, GROWTHS
 from benchmarks.results import RESULTS, Bar, Growth, Point, Report, Result, Run
-from labkit.errors import DataError, ProcessFailed
+from labkit.errors import DataError, ProcessFailed, UsageError
+from labkit.hardware import stack_versions, this_machine
 from labkit.pipeline.tools import Step
 from labkit.profiles import TINY
 
@@ -49,6 +52,62 @@ PAIR = Result(
 ALONE = Result("alone", "Start", "", (Bar("wall_seconds", 0.3),), (Run(0.32, 9_000_000), Run(0.1, 8_000_000)))
 GROWN = Growth("grown", "Grow", "lines", (Point(1000, 0.1), Point(10_000, 0.5), Point(100_000, 5.0)))
 REPORT = Report("a machine", {"torch": "2"}, "2026-11-21T10:00:00.000+00:00", 61.0, (PAIR, ALONE), (GROWN,))
+
+
+def test_a_full_run_with_a_failure_writes_no_result_and_goes_on_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured: list[str] = []
+
+    def named(name: str, fails: bool = False) -> Callable[[Path, int | None], Result]:
+        def run(scratch: Path, runs: int | None) -> Result:
+            measured.append(name)
+            if fails:
+                raise DataError("the sides differ")
+            return replace(ALONE, name=name)
+
+        return run
+
+    def grow(scratch: Path) -> Growth:
+        measured.append("grown")
+        return GROWN
+
+    monkeypatch.setattr(__main__, "QUICK", {})
+    monkeypatch.setattr(__main__, "GROWTHS", {"grown": grow})
+    monkeypatch.setattr(__main__, "SO_FAR", tmp_path / "build" / "so-far.json")
+    monkeypatch.setattr(__main__, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(readme, "main", lambda: None)
+    monkeypatch.setattr(__main__, "BENCHMARKS", {"a": named("a", fails=True), "b": named("b")})
+    with pytest.raises(SystemExit):
+        __main__.main(["--full", "--resume"])
+    assert "there is no" in capsys.readouterr().err
+    assert __main__.main(["--full"]) == 1
+    assert "--full --resume" in capsys.readouterr().err
+    assert not __main__.RESULTS.exists()
+    monkeypatch.setattr(__main__, "BENCHMARKS", {"a": named("a"), "b": named("b")})
+    with pytest.raises(SystemExit):
+        __main__.main(["--resume"])
+    assert __main__.main(["--full", "--resume"]) == 0
+    assert measured == ["a", "b", "grown", "a"]
+    report = Report.from_json(__main__.RESULTS.read_text())
+    assert [result.name for result in report.results] == ["a", "b"]
+    assert report.sittings == 2
+    assert "in 2 sittings" in readme.render(report)
+    assert not __main__.SO_FAR.exists()
+
+
+@pytest.mark.parametrize("part", ["machine", "versions"])
+def test_a_full_run_of_another_machine_or_stack_is_not_gone_on_with(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(__main__, "SO_FAR", tmp_path / "so-far.json")
+    here = replace(REPORT, machine=this_machine().label, versions=stack_versions())
+    __main__.SO_FAR.write_text(here.to_json())
+    assert __main__.so_far() == here
+    other = replace(here, **{part: getattr(REPORT, part)})
+    __main__.SO_FAR.write_text(other.to_json())
+    with pytest.raises(UsageError, match="another machine, stack or labkit"):
+        __main__.so_far()
 
 
 def test_a_ratio_is_that_of_the_medians_and_its_spread_that_of_the_pairs() -> None:

@@ -1,6 +1,6 @@
 """Ours: the pipeline, run on this machine. Arguments: WORKSPACE ANSWER LIMIT SCHEME...
 
-ANSWER gets {"wall_seconds", "steps", "scores"} as JSON.
+ANSWER gets {"wall_seconds", "steps", "scores", "store"} as JSON.
 """
 
 import json
@@ -20,4 +20,5 @@ if done.failed:
     sys.exit(f"the pipeline failed in {', '.join(done.failed)}: {done.said}")
 scores = {f"{row['variant']} on {row['task']}": row["value"] for row in done.comparison}
 found = {"wall_seconds": done.wall_seconds, "steps": [asdict(step) for step in done.steps], "scores": scores}
+found["store"] = done.store
 Path(answer).write_text(json.dumps(found), encoding="utf-8")
