@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "labkit"
 # A room is a module or a package directly under labkit; inside a room imports are free.
 FLOORS: tuple[set[str], ...] = (
     {"errors", "guard", "engine_child"},
-    {"ledger", "manifest", "profiles", "processes", "hardware", "memory", "numerics", "tiny"}
+    {"ledger", "manifest", "profiles", "processes", "quiet", "hardware", "memory", "numerics", "tiny"}
     | {"localdata", "hubdata", "activations", "chatter", "estimates", "padding", "gptqlog"},
     {"modelfolder", "faster"},
     {"workspace", "engine", "rows", "simulation"},

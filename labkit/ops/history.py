@@ -27,7 +27,7 @@ from labkit.pace import cell_seconds
 from labkit.workspace import write_atomically
 
 # What a runner sets, and a folder's name: no input of a lab.
-OWN = ("LABKIT_RUN", "LABKIT_WORKSPACE", "LABKIT_LAB", "LABKIT_JOBS")
+OWN = ("LABKIT_RUN", "LABKIT_WORKSPACE", "LABKIT_LAB", "LABKIT_JOBS", "LABKIT_QUIET")
 
 
 @dataclass(frozen=True)

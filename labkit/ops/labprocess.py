@@ -18,12 +18,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from labkit.ops import stillness
 from labkit.ops.execute import DEAD_KERNEL, KERNEL, Job
 from labkit.ops.notebooks import Lab, describe_cell, last_started_cell
 from labkit.ops.records import Failure, LabResult, Skip, Verdict
 from labkit.ops.text import duration, plain
-from labkit.ops.yielding import set_yielding
 from labkit.processes import Child, log_tail
+from labkit.quiet import FOLDER
 
 KERNEL_START_SECONDS = 300  # a kernel on a busy machine; papermill's 60 have been too few
 SIGKILLED = 128 + 9
@@ -76,7 +77,8 @@ class RunningLab:
         self._log = setup.output / f"{lab.name}.log"
         self._log.unlink(missing_ok=True)
         self._token = secrets.token_hex(16)
-        self._yields = False
+        self._stands_since: float | None = None
+        self._stood_seconds = 0.0
         job = Job(
             notebook=str(lab.path),
             executed=str(self._executed),
@@ -92,6 +94,7 @@ class RunningLab:
             "LABKIT_END_TOKEN": self._token,
             "LABKIT_END_FILE": str(self._folder / "end"),
             "LABKIT_SKIPS_FILE": str(self._folder / "skips.jsonl"),
+            FOLDER: str(self._folder),
         }
         self._began = time.monotonic()
         command = [sys.executable, "-m", "labkit.ops.execute", str(job_file)]
@@ -107,7 +110,7 @@ class RunningLab:
         if code is not None:
             self._child.stop()
             return self._result(*judge(code, self._reached_end()))
-        if time.monotonic() - self._began > self._setup.timeout_seconds:
+        if time.monotonic() - self._began - self._stood > self._setup.timeout_seconds:
             self._child.stop()
             return self._result("timeout", f"it did not end within {duration(self._setup.timeout_seconds)}")
         if self._log.exists() and self._log.stat().st_size > MOST_OUTPUT_BYTES:
@@ -115,14 +118,31 @@ class RunningLab:
             return self._result("failed", f"it wrote more than {MOST_OUTPUT_BYTES // 10**6} MB of output")
         return None
 
-    def let_yield(self, yielding: bool) -> None:
-        """Whether the lab, with all that it started, gives way to any other process that wants the processor."""
-        if yielding != self._yields:
-            self._yields = yielding
-            set_yielding(self._child.pid, yielding)
+    @property
+    def asks_for_quiet(self) -> bool:
+        """Whether the lab measures speed just now, or waits to."""
+        return stillness.asks(self._folder)
+
+    def grant_quiet(self) -> None:
+        stillness.grant(self._folder)
+
+    def stand(self, still: bool) -> None:
+        """Whether the lab, with all that it started, stands still. The time that it does counts for no time limit."""
+        if still and self._stands_since is None:
+            self._stands_since = time.monotonic()
+            stillness.stand_still(self._child.pid)
+        elif not still and self._stands_since is not None:
+            stillness.go_on(self._child.pid)
+            self._stood_seconds, self._stands_since = self._stood, None
+
+    @property
+    def _stood(self) -> float:
+        """Seconds that it has stood still, this time and before."""
+        return self._stood_seconds + (time.monotonic() - self._stands_since if self._stands_since else 0.0)
 
     def ask_to_stop(self) -> None:
         """Begins to stop the lab without waiting for it, so that several can end at the same time."""
+        self.stand(False)
         with suppress(ProcessLookupError):  # it ended by itself
             os.kill(self._child.pid, signal.SIGTERM)
 

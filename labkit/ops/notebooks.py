@@ -7,8 +7,9 @@ Everything here is read from the notebook file; nothing is executed. A notebook'
 
 `needs`: labs whose results it reads. `makes`: checkpoint variants it publishes. `schemes`: rows of the capability
 matrix without which the whole lab is pointless on a machine (a lab that can leave a part out skips that part itself).
-`alone`: whether it measures speed, so that others must leave the machine to it. `keeps`, `scratch`: the bits of a
-weight in each copy of the model that it adds to the workspace, for good or until its end; disks are planned by them.
+`alone`: whether it measures speed, so that it starts first and beside no other such lab. `keeps`, `scratch`: the bits
+of a weight in each copy of the model that it adds to the workspace, for good or until its end; disks are planned by
+them.
 """
 
 from __future__ import annotations

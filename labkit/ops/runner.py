@@ -1,7 +1,7 @@
 """Runs labs: each in its own process tree, as soon as the labs that it needs have passed.
 
-Where several run at once, one that measures speed starts first, as it takes longest, and what runs beside it yields the
-processor to it. One at a time they run in their order.
+Where several run at once, one that measures speed starts first, as it takes longest, and while it measures the others
+stand still. One at a time they run in their order.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class _Run:
         self._waiting = list(prepared.labs)
         self._blocked = {lab.name: blocked_by_machine(lab) for lab in prepared.labs}
         self._running: list[RunningLab] = []
+        self._measuring: RunningLab | None = None
         run = output.name if prepared.output is None else _run_id()
         self._tally = Tally(prepared, output, run, tell)
         self._setup = Setup(output, scratch, _environment(prepared, run, scratch), prepared.timeout_seconds)
@@ -71,7 +72,7 @@ class _Run:
                 if result:
                     self._running.remove(running)
                     self._tally.end(result)
-                    self._arrange()
+            self._arrange()
         if signals.received and (self._waiting or self._running):
             self._stop_all(signals.name)
         return self._tally.close()
@@ -114,15 +115,18 @@ class _Run:
         return not (lab.alone and any(running.lab.alone for running in self._running))
 
     def _arrange(self) -> None:
-        """While a lab measures speed, the others yield the processor to it."""
-        measuring = any(running.lab.alone for running in self._running)
+        """While a lab measures speed, the others stand still; two that want to take turns."""
+        asking = [running for running in self._running if running.asks_for_quiet]
+        if self._measuring not in asking:
+            self._measuring = asking[0] if asking else None
         for running in self._running:
-            running.let_yield(measuring and not running.lab.alone)
+            running.stand(self._measuring not in (None, running))
+        if self._measuring:
+            self._measuring.grant_quiet()
 
     def _start(self, lab: Lab, values: dict[str, Any]) -> None:
         try:
             self._running.append(RunningLab(lab, values, self._setup))
-            self._arrange()
             self._tell(f"{lab.name}: started")
         except OSError as error:
             self._tally.end(LabResult(lab.name, "failed", f"it could not be started: {error}"))

@@ -10,6 +10,7 @@ from labkit import hardware
 from labkit.engine import run_script
 from labkit.errors import Unsupported
 from labkit.profiles import Engine
+from labkit.serving.silence import Silence
 
 CHILD = Path(__file__).with_name("kernel_child.py")
 
@@ -41,14 +42,17 @@ def kernel_times(
     """
     if hardware.engine_build() != "cpu":
         raise Unsupported("the kernels of vLLM's CPU build are not here", fix="use a GPU's own profiler")
-    found = run_script(
-        CHILD.read_text(encoding="utf-8"),
-        {"shape": [outputs, inputs], "tokens": list(tokens)},
-        log=log,
-        engine=engine,
-        offline=True,
-        deadline_seconds=600,
-    )
+    with Silence(log) as silence:
+        files = {"ready": str(silence.ready), "go": str(silence.go)}
+        found = run_script(
+            CHILD.read_text(encoding="utf-8"),
+            {"shape": [outputs, inputs], "tokens": list(tokens), **files},
+            log=log,
+            engine=engine,
+            offline=True,
+            deadline_seconds=600,
+            on_tick=silence.look,
+        )
     return {
         keep: [KernelTime(int(count), *times) for count, *times in timed]
         for keep, timed in zip((False, True), found, strict=True)

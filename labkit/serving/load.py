@@ -15,6 +15,7 @@ from labkit.engine import run_script
 from labkit.errors import ProcessFailed, UsageError
 from labkit.profiles import Engine
 from labkit.serving.server import Server
+from labkit.serving.silence import Silence
 
 CHILD = Path(__file__).with_name("load_child.py")
 
@@ -100,33 +101,32 @@ def put_load(
     server.require_alive()
     commands = [bench_command(server, tokenizer, load, seed + number) for number, load in enumerate(loads)]
     progress = log.with_suffix(".progress")
-    go = log.with_suffix(".go")
-    for file in (progress, go):
-        file.unlink(missing_ok=True)
+    progress.unlink(missing_ok=True)
 
     def look() -> None:
         if server.is_ready():
-            go.touch()
+            silence.ready.touch()
+        silence.look()
         if on_tick and progress.exists():
             on_tick(int(progress.read_text()))
 
     try:
-        answers = run_script(
-            CHILD.read_text(encoding="utf-8"),
-            {"commands": commands, "go": str(go), "progress": str(progress)},
-            log=log,
-            engine=engine,
-            offline=offline,
-            deadline_seconds=deadline_seconds,
-            on_tick=look,
-            env={"OPENAI_API_KEY": server.key},
-        )
+        with Silence(log) as silence:
+            answers = run_script(
+                CHILD.read_text(encoding="utf-8"),
+                {"commands": commands, "go": str(silence.go), "progress": str(progress)},
+                log=log,
+                engine=engine,
+                offline=offline,
+                deadline_seconds=deadline_seconds,
+                on_tick=look,
+                env={"OPENAI_API_KEY": server.key},
+            )
     except ProcessFailed:
         server.require_alive()  # a dead server is the cause, whatever its client says
         raise
     finally:
-        for file in (progress, go):
-            file.unlink(missing_ok=True)
+        progress.unlink(missing_ok=True)
     return [
         _loaded(load, seed + number, answer, server)
         for number, (load, answer) in enumerate(zip(loads, answers, strict=True))

@@ -15,6 +15,7 @@ from labkit.errors import UsageError
 from labkit.profiles import Engine
 from labkit.serving.load import Load
 from labkit.serving.settings import llm_options, quick_env
+from labkit.serving.silence import Silence
 
 CHILD = Path(__file__).with_name("phase_child.py")
 
@@ -81,15 +82,17 @@ def measure_alone(
         raise UsageError("a decode of one token has no step after the first", fix="ask for two output tokens or more")
     options = llm_options(engine, context) | {"max_num_seqs": max(decode.requests, prefill.requests)}
     job = {"model": str(checkpoint), "engine": options, "decode": asdict(decode), "prefill": asdict(prefill)}
-    found = run_script(
-        CHILD.read_text(encoding="utf-8"),
-        job | {"repeats": repeats, "seed": seed},
-        log=log,
-        engine=engine,
-        offline=offline,
-        deadline_seconds=deadline_seconds,
-        env=quick_env(cache),
-    )
+    with Silence(log) as silence:
+        found = run_script(
+            CHILD.read_text(encoding="utf-8"),
+            job | {"repeats": repeats, "seed": seed, "ready": str(silence.ready), "go": str(silence.go)},
+            log=log,
+            engine=engine,
+            offline=offline,
+            deadline_seconds=deadline_seconds,
+            on_tick=silence.look,
+            env=quick_env(cache),
+        )
     compiled = not engine.enforce_eager
     return Alone(
         int(found["loaded_bytes"]), tuple(Phases.of(decode, prefill, each, compiled) for each in found["repeats"])
