@@ -1,4 +1,4 @@
-"""What all tests share: one run of all labs, which every test marked `labs` reads and none changes."""
+"""What all tests share: one run of the labs, which every test marked `labs` reads and none changes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from labkit.ledger import Ledger
+from labkit.ops.notebooks import Lab, find_labs
 from labkit.workspace import Workspace
 from tests.watching import Seen, watched
 
@@ -26,7 +27,8 @@ CANARIES = {
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "VLLM_API_KEY")
 }
 SHARED_DATA = ROOT.parent / "shared" / "data"
-LABS_SECONDS = 3000  # at most, for the run of all labs and a test that reads it: busy machines take twice the usual
+LABS_SECONDS = 3000  # at most, for the run of the labs and a test that reads it: busy machines take twice the usual
+LABS = find_labs(ROOT / "notebooks")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; children would ignore Ctrl-C, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,8 +36,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
 
 @dataclass(frozen=True)
 class LabsRun:
-    """One `labkit run` of all labs on the tiny profile, with CANARIES in its environment, and what was seen of it."""
+    """One `labkit run` on the tiny profile, with CANARIES in its environment, and what was seen of it.
 
+    labs: those that it was asked for, and whatever they need is among them.
+    """
+
+    labs: tuple[Lab, ...]
     returncode: int
     stdout: str
     workspace: Workspace
@@ -63,15 +69,26 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def labs_run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> LabsRun:
-    """All labs, run once: by `labkit run --jobs 2`, in the long tier by `make labs` on a new clone, one by one."""
-    if any(NEWCOMER in getattr(item, "fixturenames", ()) for item in request.session.items):
+    """The labs, run once: by `labkit run --jobs 2`, in the long tier by `make labs` on a new clone, one by one.
+
+    CI's tier does without the lab that measures speed: it takes as long as all others together.
+    """
+    readers = [item for item in request.session.items if {"labs_run", NEWCOMER} & _fixtures(item)]
+    if any(NEWCOMER in _fixtures(item) for item in readers):
         made: LabsRun = request.getfixturevalue(NEWCOMER)
         return made
+    whole = any(item.get_closest_marker("long") for item in readers)
+    labs = tuple(lab for lab in LABS if whole or not lab.alone)
     root = tmp_path_factory.mktemp("labs")
-    command = [sys.executable, "-m", "labkit.ops.cli", "run", "--jobs", "2"]
+    command = [sys.executable, "-m", "labkit.ops.cli", "run", *(lab.name for lab in labs), "--jobs", "2"]
     command += ["--workspace", str(root / "workspace"), "--output", str(root / "out")]
     returncode, said, seen = _run(command, ROOT, clean_environment(**CANARIES))
-    return LabsRun(returncode, said, Workspace(root / "workspace"), root / "out", seen)
+    return LabsRun(labs, returncode, said, Workspace(root / "workspace"), root / "out", seen)
+
+
+def each_lab() -> list[Any]:
+    """The labs' names, for a test of each that reads `labs_run`."""
+    return [pytest.param(lab.name, marks=[pytest.mark.long] if lab.alone else []) for lab in LABS]
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +101,7 @@ def newcomers_labs(tmp_path_factory: pytest.TempPathFactory) -> LabsRun:
     environment["PATH"] = ":".join(p for p in environment["PATH"].split(":") if not p.startswith(sys.prefix))
     returncode, said, seen = _run(["make", "labs"], clone, environment | CANARIES)
     workspace = Workspace(clone / "workspace")
-    return LabsRun(returncode, said, workspace, (workspace.runs / "latest").resolve(), seen)
+    return LabsRun(tuple(LABS), returncode, said, workspace, (workspace.runs / "latest").resolve(), seen)
 
 
 def _run(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str, Seen]:
@@ -116,7 +133,11 @@ def shared_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whichever test comes first makes the run of all labs, so each that reads it has the time for that."""
+    """Whichever test comes first makes the run of the labs, so each that reads it has the time for that."""
     for item in items:
-        if {"labs_run", NEWCOMER} & set(getattr(item, "fixturenames", ())) and not item.get_closest_marker("timeout"):
+        if {"labs_run", NEWCOMER} & _fixtures(item) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(LABS_SECONDS))
+
+
+def _fixtures(item: pytest.Item) -> set[str]:
+    return set(getattr(item, "fixturenames", ()))

@@ -16,14 +16,11 @@ import pytest
 
 from labkit.hardware import capability
 from labkit.manifest import verify_manifest
-from labkit.ops.notebooks import find_labs
 from labkit.profiles import TINY
 from labkit.simulation import paper_grid
-from tests.conftest import ROOT, LabsRun
+from tests.conftest import ROOT, LabsRun, each_lab
 
 pytestmark = pytest.mark.labs
-
-LABS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
 def executed(run: LabsRun, lab: str) -> Any:
@@ -40,12 +37,12 @@ def accuracy(run: LabsRun, variant: str) -> float:
 def test_every_lab_passes(labs_run: LabsRun) -> None:
     assert labs_run.returncode == 0, labs_run.stdout
     verdicts = {lab["name"]: (lab["verdict"], lab["reason"]) for lab in labs_run.report["labs"]}
-    assert verdicts == dict.fromkeys(LABS, ("passed", ""))
+    assert verdicts == dict.fromkeys((lab.name for lab in labs_run.labs), ("passed", ""))
 
 
 def test_the_table_names_every_lab_and_the_report(labs_run: LabsRun) -> None:
-    for lab in LABS:
-        assert lab in labs_run.stdout
+    for lab in labs_run.labs:
+        assert lab.name in labs_run.stdout
     assert str(labs_run.output / "report.html") in labs_run.stdout
 
 
@@ -71,6 +68,7 @@ def test_the_four_scores_are_the_report_s_headline(labs_run: LabsRun) -> None:
     assert set(headline) == {m.variant for m in labs_run.ledger.headlines(kind="accuracy", backend="vllm")}
 
 
+@pytest.mark.long
 def test_the_speed_up_stands_in_the_report_as_it_was_measured(labs_run: LabsRun) -> None:
     (int8,) = labs_run.ledger.headlines(metric="speedup", variant="int8-rtn")
     rates = {
@@ -91,6 +89,7 @@ def test_the_speed_up_stands_in_the_report_as_it_was_measured(labs_run: LabsRun)
     assert f"speedup: int8-rtn {int8.value:.3f}" in lab["figure"]
 
 
+@pytest.mark.long
 def test_every_load_went_into_the_ledger_with_its_machine(labs_run: LabsRun) -> None:
     loads = [m for m in labs_run.ledger.newest(lab="04_serving_throughput") if m.kind in ("throughput", "latency")]
     of_int8 = {m.settings["concurrency"] for m in loads if m.variant == "int8-rtn"}
@@ -159,8 +158,8 @@ def test_the_labs_keep_as_many_copies_of_the_model_as_their_metadata_says_and_no
     root = labs_run.workspace.root
     own = re.compile("speed-|tiny-k")
     folders = {path.parent for path in root.rglob("*.safetensors") if not own.match(path.parent.name)}
-    labs = find_labs(ROOT / "notebooks")
-    assert len(folders) == sum(len(lab.keeps) for lab in labs) - 1, "lab 04's variant is of its own model here"
+    labs = labs_run.labs
+    assert len(folders) == sum(len(lab.keeps) for lab in labs if not lab.alone), "lab 04's is of its own model here"
     assert [lab.name for lab in labs if (root / "cache" / lab.name).exists()] == []
 
 
@@ -170,7 +169,7 @@ def test_the_calibration_s_fingerprint_stands_with_the_checkpoint(labs_run: Labs
     assert manifest["calibration"]["rows"] == TINY.calibration.rows
 
 
-@pytest.mark.parametrize("lab", LABS)
+@pytest.mark.parametrize("lab", each_lab())
 def test_each_figure_is_a_picture_with_a_description_under_it(labs_run: LabsRun, lab: str) -> None:
     found = 0
     for cell in executed(labs_run, lab).cells:
@@ -184,7 +183,7 @@ def test_each_figure_is_a_picture_with_a_description_under_it(labs_run: LabsRun,
     assert found >= 1
 
 
-@pytest.mark.parametrize("lab", LABS)
+@pytest.mark.parametrize("lab", each_lab())
 def test_each_lab_s_checks_said_what_they_found(labs_run: LabsRun, lab: str) -> None:
     text = "".join(o.text for c in executed(labs_run, lab).cells for o in c.get("outputs", []) if "text" in o)
     assert text.count("✔ Looked at ") >= 2
@@ -194,9 +193,9 @@ def test_each_lab_s_checks_said_what_they_found(labs_run: LabsRun, lab: str) -> 
 
 def test_the_reports_open(labs_run: LabsRun) -> None:
     suite = ElementTree.parse(labs_run.output / "junit.xml").getroot()
-    assert {case.get("name") for case in suite.iter("testcase")} == set(LABS)
+    assert {case.get("name") for case in suite.iter("testcase")} == {lab.name for lab in labs_run.labs}
     html = (labs_run.output / "report.html").read_text()
-    assert all(lab in html for lab in LABS)
+    assert all(lab.name in html for lab in labs_run.labs)
     assert "http://" not in html.replace("http://www.w3.org", "")
 
 

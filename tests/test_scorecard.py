@@ -128,7 +128,7 @@ def test_the_labs_variants_are_all_on_it(labs_run: LabsRun) -> None:
     assert good.quantize_seconds
     assert 8 < good.bits_per_weight < 16
     assert rows["tiny", "int8-rtn"].verdict == "lost"
-    assert any(row.speedup for row in rows.values())
+    assert any(row.speedup for row in rows.values()) == any(lab.alone for lab in labs_run.labs)
     drawn = picture(list(rows.values()))
     assert drawn
     assert "Smallest that recovered:" in drawn.description

@@ -13,10 +13,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
-from labkit.ops.notebooks import find_labs
 from labkit.ops.pages import write_book
 from tests.browser.conftest import SIZE, keep
-from tests.conftest import ROOT, LabsRun
+from tests.conftest import LabsRun
 from tests.ops.probes import labkit, write_lab
 
 WIDER = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -111,7 +110,7 @@ def test_the_book_is_read_from_its_first_page_to_its_last(
     page: Page, browser: Browser, labs_run: LabsRun, site: tuple[Path, str]
 ) -> None:
     folder, address = site
-    labs = find_labs(ROOT / "notebooks")
+    labs = labs_run.labs
     write_book(labs, labs_run.output, folder / "book")
     assert len(visit(page, urljoin(address, "book/index.html"))) == 1 + len(labs)
     page.goto(urljoin(address, "book/index.html"))

@@ -16,7 +16,7 @@ from labkit.errors import DataError, MissingResult
 from labkit.ops.cli import main
 from labkit.ops.notebooks import find_labs
 from labkit.ops.pages import Site, write_book
-from tests.conftest import ROOT, LabsRun
+from tests.conftest import LABS, LabsRun
 from tests.ops.probes import labkit, write_lab
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -166,9 +166,8 @@ def test_a_book_needs_a_run(
 
 @pytest.mark.labs
 def test_the_book_of_all_labs_is_whole_and_loads_nothing_from_elsewhere(labs_run: LabsRun, tmp_path: Path) -> None:
-    labs = find_labs(ROOT / "notebooks")
-    pages = write_book(labs, labs_run.output, tmp_path)
-    assert [page.name for page in pages] == ["index.html", *(f"{lab.name}.html" for lab in labs)]
+    pages = write_book(LABS, labs_run.output, tmp_path)
+    assert [page.name for page in pages] == ["index.html", *(f"{lab.name}.html" for lab in labs_run.labs)]
     assert broken(tmp_path) == broken(labs_run.output) == []
     for folder in (tmp_path, labs_run.output):
         for page in folder.glob("*.html"):
