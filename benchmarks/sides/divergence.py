@@ -1,6 +1,7 @@
 """How far checkpoints' next tokens are from their base model's, untimed. Arguments: RESULT_FILE BASE CHECKPOINT...
 
-RESULT_FILE gets a list of nats a token, on eight rows of random tokens of another seed than calibration's.
+RESULT_FILE gets a list for each checkpoint: nats a token on each of 64 rows of random tokens, of another seed than
+calibration's.
 """
 
 import json
@@ -9,8 +10,8 @@ from pathlib import Path
 
 from labkit.calibration import random_text_set
 from labkit.checkpoint import load_tokenizer
-from labkit.divergence import divergences
+from labkit.divergence import divergences_by_row
 
 result, base, *checkpoints = map(Path, sys.argv[1:])
-rows = random_text_set(load_tokenizer(base), 8, 256, seed=1).input_ids
-result.write_text(json.dumps(divergences(base, checkpoints, rows)))
+rows = random_text_set(load_tokenizer(base), 64, 256, seed=1).input_ids
+result.write_text(json.dumps(divergences_by_row(base, checkpoints, rows)))
