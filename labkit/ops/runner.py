@@ -65,7 +65,8 @@ class _Run:
         self._tally.write()
         while (self._waiting or self._running) and not signals.received:
             self._skip_impossible()
-            self._start_ready()
+            if self._measuring is None:  # a lab that starts is no silence
+                self._start_ready()
             time.sleep(TICK_SECONDS)
             for running in list(self._running):
                 result = running.poll()

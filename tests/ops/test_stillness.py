@@ -17,6 +17,8 @@ from labkit import quiet
 from labkit.errors import ProcessFailed
 from labkit.ops import stillness
 from labkit.ops.cli import main
+from labkit.ops.labprocess import RunningLab, Setup
+from labkit.ops.notebooks import find_labs
 from tests.ops.probes import clean_environment, command, write_lab
 
 NAMES = ("00_start_here", "01_other", "02_speed", "03_another")
@@ -94,6 +96,23 @@ def test_two_labs_that_measure_take_turns(tmp_path: Path, monkeypatch: pytest.Mo
 def test_one_at_a_time_labs_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, stamps = run_labs(tmp_path, monkeypatch, ("02_speed",), jobs=1)
     assert sorted(NAMES, key=lambda name: stamps[name][0]) == list(NAMES)
+
+
+def test_the_time_that_a_lab_stands_still_counts_for_no_limit(tmp_path: Path) -> None:
+    (lab,) = find_labs(write_lab(tmp_path / "notebooks", "00_start_here", "import time; time.sleep(60)").parent)
+    for folder in ("out", "scratch"):
+        (tmp_path / folder).mkdir()
+    running = RunningLab(lab, {}, Setup(tmp_path / "out", tmp_path / "scratch", {}, timeout_seconds=3.0))
+    try:
+        for _ in range(2):
+            running.stand(True)
+            time.sleep(3.1)
+            assert running.poll() is None
+            running.stand(False)
+            assert running.poll() is None
+        wait_until(lambda: (result := running.poll()) is not None and result.verdict == "timeout")
+    finally:
+        running.stop("the test is over")
 
 
 def test_a_run_that_is_killed_while_labs_stand_still_leaves_nothing(tmp_path: Path) -> None:
