@@ -32,7 +32,10 @@ def engine_env(engine: Engine, offline: bool) -> dict[str, str]:
     """The environment that an engine is started with; vLLM reads most of it when it is imported.
 
     Without `VLLM_CPU_KVCACHE_SPACE` (whole GiB) the CPU build takes what it finds and may refuse to start. One process
-    for engine and caller (`VLLM_ENABLE_V1_MULTIPROCESSING=0`) starts faster and reports its errors as exceptions.
+    for engine and caller (`VLLM_ENABLE_V1_MULTIPROCESSING=0`) starts faster and reports its errors as exceptions. A
+    server's engine is a process of its own all the same; what that spares there is the CPU build's third one, the
+    worker, and its talk with the engine: 32 requests to 24 narrow layers took 18 s with it and 14 s without, in INT8
+    13.5 and 9.5, on two cores.
     """
     env = {
         # Threads that spin while they wait are quick on an idle machine. On a shared one they steal each other's time:

@@ -35,9 +35,10 @@ def faster() -> Iterator[None]:
     base: Any = import_module("llmcompressor.modifiers.gptq.base")
     rounding: Any = import_module("compressed_tensors.quantization.lifecycle.forward_helpers")
     from_modifiers = with_half_a_round_for_smoothquant(CalibrationPipeline.from_modifiers)
+    hessians = Hessians(base.accumulate_hessian)
     with (
-        patch_attr(base, "quantize_weight", by_ldlq(base.quantize_weight)),
-        patch_attr(base, "accumulate_hessian", Hessians(base.accumulate_hessian).accumulate),
+        patch_attr(base, "quantize_weight", by_ldlq(base.quantize_weight, hessians.forget)),
+        patch_attr(base, "accumulate_hessian", hessians.accumulate),
         patch_attr(rounding, "_quantize", in_one_conversion(rounding._quantize)),
         patch_attr(CalibrationPipeline, "from_modifiers", from_modifiers),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,9 +34,16 @@ class Hessians:
         num_samples += inp.shape[0]
         return hessian, num_samples
 
+    def forget(self) -> None:
+        """Gives the last product's memory back: as much as a Hessian of the widest layer, which is a block's last."""
+        self._last = None
 
-def by_ldlq(theirs: Any) -> Any:
-    """A `quantize_weight` with llm-compressor's arguments and results that works by LDLQ on a CPU."""
+
+def by_ldlq(theirs: Any, forget: Callable[[], None]) -> Any:
+    """A `quantize_weight` with llm-compressor's arguments and results that works by LDLQ on a CPU.
+
+    forget: called first; no more inputs come to a block once its weights are quantized.
+    """
     import torch
     from llmcompressor.modifiers.gptq.helpers import apply_activation_ordering
 
@@ -52,6 +60,7 @@ def by_ldlq(theirs: Any) -> Any:
         percdamp: float = 0.01,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """weights: [batch, rows, d]; hessians: [batch, d, d]. Returns weights, losses [batch], fallbacks [batch]."""
+        forget()
         if weights.device.type != "cpu":
             found: tuple[Tensor, Tensor, Tensor] = theirs(
                 weights, hessians, scale, zero_point, global_scale, quant_args, blocksize, percdamp
@@ -77,7 +86,7 @@ def by_ldlq(theirs: Any) -> Any:
 
 
 def _damped_factor(W: Tensor, H: Tensor, percdamp: float) -> Tensor | None:
-    """R of the damped H [d, d], which is changed. Columns that no input reached become zero in W [rows, d]."""
+    """R of the damped H [d, d], whose memory it takes. Columns that no input reached become zero in W [rows, d]."""
     from labkit.numerics.ldlq import upper_factor
 
     diagonal = H.diagonal()
@@ -85,7 +94,7 @@ def _damped_factor(W: Tensor, H: Tensor, percdamp: float) -> Tensor | None:
     W[:, dead] = 0
     diagonal[dead] = 1
     diagonal += percdamp * diagonal.mean()
-    return upper_factor(H)
+    return upper_factor(H, in_place=True)
 
 
 class _Columns:

@@ -27,13 +27,32 @@ from torch import Tensor
 Round = Callable[[Tensor, int], Tensor]  # column k before rounding, [rows], and k, to its grid points Ŵ[:, k], [rows]
 
 
-def upper_factor(H: Tensor) -> Tensor | None:
+def upper_factor(H: Tensor, in_place: bool = False) -> Tensor | None:
     """R, upper triangular with H = R Rᵀ, float32 [d, d]; None if H is not positive definite.
 
     torch has H = L Lᵀ with L lower triangular: read from the last row and column to the first, one is the other.
+
+    in_place: H is float32 and its memory becomes R's, so that no second [d, d] is needed: H is lost, R or not.
     """
-    L, failed = torch.linalg.cholesky_ex(H.float().flip(0, 1))
-    return None if int(failed) or not bool(L.isfinite().all()) else L.flip(0, 1)
+    H = H if in_place else H.float().clone()
+    L = _turn(H).mT  # H is symmetric; LAPACK keeps columns together, and so needs no copy of its own
+    failed = torch.empty((), dtype=torch.int32, device=H.device)
+    torch.linalg.cholesky_ex(L, out=(L, failed))
+    return None if int(failed) or not bool(L.isfinite().all()) else _turn(L)
+
+
+def _turn(M: Tensor, block_size: int = 128) -> Tensor:
+    """M [d, d] in place from its last row and column to its first, as `M.flip(0, 1)` without a second M."""
+    d = len(M)
+    for start in range(0, d // 2, block_size):
+        stop = min(start + block_size, d // 2)
+        upper, lower = M[start:stop], M[d - stop : d - start]
+        was = upper.flip(0, 1)
+        upper.copy_(lower.flip(0, 1))
+        lower.copy_(was)
+    if d % 2:
+        M[d // 2] = M[d // 2].flip(0)
+    return M
 
 
 def ldlq(W: Tensor, R: Tensor, round_column: Round, block_size: int = 128) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,9 @@
     with serve(folder, engine=profile.engine, log=log) as server:
         client = openai.OpenAI(base_url=server.url, api_key=server.key)
 
-The server is several processes (API server, engine core, workers). All of them run under `processes.start`'s guard, so
-none outlives the block, an error, or this process. vLLM's key guards `/v1` only (`/metrics` and `/tokenize` answer
-without it): the real guard is that it listens on 127.0.0.1 and nowhere else.
+The server is several processes (API server, engine core, a worker for each of several GPUs). All of them run under
+`processes.start`'s guard, so none outlives the block, an error, or this process. vLLM's key guards `/v1` only
+(`/metrics` and `/tokenize` answer without it): the real guard is that it listens on 127.0.0.1 and nowhere else.
 """
 
 from __future__ import annotations
@@ -186,7 +186,6 @@ def serve(
     key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(24)
     command = serve_command(checkpoint, name, port, engine, options)
     env = engine_env(engine, offline) | quick_env(cache) | {KEY_VARIABLE: key}
-    del env["VLLM_ENABLE_V1_MULTIPROCESSING"]  # a server's engine is a process of its own
     scratch = tempfile.TemporaryDirectory(prefix="labkit-server-", ignore_cleanup_errors=True)
     env |= scratch_env(Path(scratch.name) / "tmp")
     log_begin = log.stat().st_size if log.exists() else 0

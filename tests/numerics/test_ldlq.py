@@ -60,12 +60,17 @@ def test_the_block_is_a_matter_of_speed_only(block_size: int) -> None:
     assert (by_ldlq(W, H, INT8, block_size)[0] == by_ldlq(W, H, INT8)[0]).float().mean() > 0.999
 
 
-def test_the_factor_is_upper_and_its_product_is_h() -> None:
-    _, H = problem()
+@pytest.mark.parametrize("d", [1, 2, 200, 301, 600])
+def test_the_factor_is_upper_and_its_product_is_h(d: int) -> None:
+    _, H = problem(d=d)
     R = upper_factor(H)
     assert R is not None
     assert torch.equal(R, R.triu())
     torch.testing.assert_close(R @ R.T, H, rtol=1e-4, atol=1e-3)
+    again = upper_factor(H, in_place=True)
+    assert again is not None
+    assert torch.equal(again, R)
+    assert again.untyped_storage().data_ptr() == H.untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize("H", [-torch.eye(5), torch.full((5, 5), torch.nan), torch.zeros(5, 5)])
