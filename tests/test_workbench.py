@@ -87,6 +87,7 @@ def test_labs_01_to_03_run_on_the_workbench_profile(tmp_path: Path, shared_data:
     assert {"Small-Qwen2--fp8-dynamic", "Small-Qwen2--int8-smoothquant-gptq"} <= checkpoints
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_lab_06_runs_on_another_architecture(tmp_path: Path) -> None:
     model = make_model(tmp_path / "Small-OPT", "opt", hidden=96)  # other layer names, biases, groups of 96

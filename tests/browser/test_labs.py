@@ -14,7 +14,7 @@ from tests.conftest import ROOT, LabsRun
 from tools import notebooks
 
 LABS = {lab.name: lab for lab in find_labs(ROOT / "notebooks")}
-ALONE = ["00_start_here", "01_fp8_rtn"]  # run whole in CI: they need no other lab's results
+ALONE = ["00_start_here", "01_fp8_rtn"]  # they need no other lab's results
 WITH_EXPLORERS = ["00_start_here", "01_fp8_rtn", "02_int8_smoothquant_gptq", "03_evaluation"]
 LAB_SECONDS = 1800
 ROWS = 8
@@ -56,7 +56,7 @@ def test_a_lab_opens_and_its_worked_answers_unfold(page: Page, new: Server, lab:
 
 
 @pytest.mark.timeout(LAB_SECONDS)
-@pytest.mark.parametrize("lab", ALONE)
+@pytest.mark.parametrize("lab", [ALONE[0], *(pytest.param(lab, marks=pytest.mark.long) for lab in ALONE[1:])])
 def test_a_lab_runs_whole_on_a_new_checkout(page: Page, new: Server, lab: str) -> None:
     run_whole(page, new, lab)
 
