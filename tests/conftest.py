@@ -71,7 +71,7 @@ def clean_environment(**more: str) -> dict[str, str]:
 def labs_run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> LabsRun:
     """The labs, run once: by `labkit run --jobs 2`, in the long tier by `make labs` on a new clone, one by one.
 
-    CI's tier does without the lab that measures speed: it takes nearly as long as all others together.
+    CI's tier does without the lab that measures speed: it takes longest.
     """
     readers = [item for item in request.session.items if {"labs_run", NEWCOMER} & _fixtures(item)]
     if any(NEWCOMER in _fixtures(item) for item in readers):
