@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -98,6 +99,17 @@ def test_a_hessian_without_a_factor_is_flagged_and_rounded_to_nearest() -> None:
     (W, _, fell_back), (ours, _, ours_fell_back) = both(given)
     assert fell_back.tolist() == ours_fell_back.tolist() == [False, True]
     assert torch.equal(ours[1], W[1])
+
+
+def test_no_input_is_held_once_a_weight_is_quantized() -> None:
+    with faster():
+        x = torch.randn(2, 10, 8)
+        base.accumulate_hessian(x, torch.nn.Linear(8, 4), torch.zeros(8, 8), torch.zeros(()))
+        held = weakref.ref(x)
+        del x
+        assert held() is not None, "the next layer may read it too"
+        base.quantize_weight(**problem(QuantizationArgs(**INT8)))
+        assert held() is None
 
 
 def test_hessians_of_a_shared_input_are_the_same_bits() -> None:

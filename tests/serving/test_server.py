@@ -72,6 +72,8 @@ def test_another_address_of_this_machine_does_not_reach_it(server: Server) -> No
 def test_its_processes_have_the_settings_that_make_them_quick_on_a_cpu(server: Server) -> None:
     wanted = {**KEEP_FREED_MEMORY, **SPIN_BRIEFLY, **NO_AOT}
     assert wanted.items() <= tree(server)[0].environ().items()
+    large = [process for process in tree(server) if process.memory_info().rss > 2**28]
+    assert len(large) == 2, "the API server and the engine core, which needs no worker beside it"
 
 
 @pytest.mark.parametrize(
