@@ -22,6 +22,7 @@ from labkit.evaluation import (
     split_wikitext,
     task_files,
 )
+from labkit.evaluation.child import without_waste
 from labkit.evaluation.request import standard_error
 from labkit.profiles import TINY, WORKBENCH, Task
 from labkit.tiny import corpus
@@ -205,6 +206,25 @@ def test_few_shot_examples_make_other_prompts_and_never_come_from_the_test_rows(
     questions = [{json.loads(line)["question"] for line in text.splitlines()} for text in rows]
     assert len(questions) == 2
     assert not questions[0] & questions[1]
+
+
+def test_lm_eval_compiles_a_template_once_and_stands_as_it_was_afterwards():
+    from lm_eval import evaluator, utils
+
+    before = utils.env.from_string, evaluator.add_env_info
+    listed: dict[str, object] = {}
+
+    def interrupted() -> None:
+        with without_waste():
+            assert utils.env.from_string("{{question}}") is utils.env.from_string("{{question}}")
+            assert [utils.apply_template("{{question}}?", {"question": row}) for row in ("a", "b")] == ["a?", "b?"]
+            evaluator.add_env_info(listed)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not listed
+    assert (utils.env.from_string, evaluator.add_env_info) == before
 
 
 def test_an_evaluation_can_be_loaded_by_another_lab(found):

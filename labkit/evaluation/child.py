@@ -9,11 +9,14 @@ the end of a process gives the memory back.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import hashlib
 import importlib.metadata
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +141,25 @@ def sample_row(sample: dict[str, Any], metric: str, kind: str) -> dict[str, Any]
     }
 
 
+@contextlib.contextmanager
+def without_waste() -> Iterator[None]:
+    """Spares lm-eval what it does again and again for the same result, or for one that labkit does not keep.
+
+    It compiles a task's templates anew for every row, a tenth of an evaluation of short prompts, and after each
+    evaluation has `pip` list what is installed, for its own results file. Both stand as they were afterwards: this may
+    be a notebook's process.
+    """
+    from lm_eval import evaluator, utils
+
+    compile_template, describe = utils.env.from_string, evaluator.add_env_info
+    utils.env.from_string = functools.cache(compile_template)
+    evaluator.add_env_info = lambda storage: None
+    try:
+        yield
+    finally:
+        utils.env.from_string, evaluator.add_env_info = compile_template, describe
+
+
 def evaluate(lm: Any, job: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     """One call of lm-eval, and what labkit keeps of it."""
     import lm_eval
@@ -147,18 +169,19 @@ def evaluate(lm: Any, job: dict[str, Any], request: dict[str, Any]) -> dict[str,
     if request["chat_template"] and not template:
         raise ValueError(f"the tokenizer of {request['checkpoint']} has no chat template; evaluate it without one")
     began, seed, name = time.monotonic(), job["seed"], request["task"]
-    found = lm_eval.simple_evaluate(
-        model=lm,
-        tasks=[write_task(job, request)],
-        task_manager=TaskManager(include_defaults=False),
-        limit=request["limit"],
-        apply_chat_template=request["chat_template"],
-        fewshot_as_multiturn=request["chat_template"],
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
-    )
+    with without_waste():
+        found = lm_eval.simple_evaluate(
+            model=lm,
+            tasks=[write_task(job, request)],
+            task_manager=TaskManager(include_defaults=False),
+            limit=request["limit"],
+            apply_chat_template=request["chat_template"],
+            fewshot_as_multiturn=request["chat_template"],
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
     metrics = {k: v for k, v in found["results"][name].items() if "," in k and isinstance(v, (int, float))}
     samples = [s for s in found["samples"][name] if s["filter"] == request["filter"]]
     figure = f"{request['metric']},{request['filter']}"
