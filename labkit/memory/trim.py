@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from labkit.memory.measure import process_bytes, trim
 
 LOOK_SECONDS = 0.1
-STEP_BYTES = 64_000_000  # growth after which it is worth looking for holes
+STEP_BYTES = 16_000_000  # growth after which it is worth looking for holes
 
 
 @contextmanager
 def trimmed() -> Iterator[None]:
-    """In the block, garbage and free memory go back to the system each time that the process has grown by 64 MB.
+    """In the block, garbage and free memory go back to the system each time that the process has grown by 16 MB.
 
     Quantizing frees large tensors and keeps smaller ones, layer after layer. Between those glibc's heap is left with
     holes that it keeps: up to 10% of the peak when rounding, another share on every run. And a tensor in a reference
