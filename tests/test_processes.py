@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -80,6 +81,22 @@ def test_the_peak_counts_the_memory_of_children_of_the_child(log: Path) -> None:
     inner = "import time; block = b'x' * 200_000_000; time.sleep(1)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
     finished = processes.run(python(code), log, deadline_seconds=60)
+    assert 200_000_000 < finished.peak_bytes < 400_000_000
+
+
+def test_a_look_that_had_to_wait_for_a_core_does_not_blind_the_next_ones(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = processes.tree_bytes
+
+    def waits_first(pid: int) -> int:
+        monkeypatch.setattr(processes, "tree_bytes", look)
+        time.sleep(0.5)  # by the clock, 25 s until the next look
+        return look(pid)
+
+    monkeypatch.setattr(processes, "tree_bytes", waits_first)
+    grows_later = "import time; time.sleep(1); block = b'x' * 200_000_000; time.sleep(1)"
+    finished = processes.run(python(grows_later), log, deadline_seconds=60)
     assert 200_000_000 < finished.peak_bytes < 400_000_000
 
 
