@@ -105,8 +105,9 @@ def test_children_share_the_models_and_tell_how_far_they_are(found, folder, tick
     assert all(log.count(f"labkit: {count} of {count}") == 1 for count in asked)
     assert ticks[-1] == (10, 10, "done")
     assert [done for done, _, _ in ticks] == sorted(done for done, _, _ in ticks)
+    assert {"bf16: tiny_problems", "coarse: tiny_stories"} <= set(re.findall(r"labkit: \d+ of \d+: (.+)", log))
     doing = {part for _, _, doing in ticks for part in doing.split(" and ")}
-    assert {"bf16: tiny_problems", "coarse: tiny_stories"} <= doing
+    assert {"bf16: tiny_problems", "coarse: tiny_problems"} <= doing  # an engine starts: no tick misses them
 
 
 def test_an_engines_start_is_counted_for_the_request_that_it_was_started_for(found):
