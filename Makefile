@@ -10,7 +10,7 @@ SHELL := bash
 .ONESHELL:
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-# Waiting threads give way: on a busy machine spinning ones slow everything down many times over (labkit/engine.py).
+# Waiting threads give way: on a busy machine spinning ones slow everything down many times over (labkit/engine/environment.py).
 export OMP_WAIT_POLICY ?= PASSIVE
 
 VENV := .venv

@@ -1,4 +1,6 @@
 """Runs a command and leaves nothing of it behind. A script of its own: `python -I -S guard.py PIPE_FD -- COMMAND ...`.
+With `--adopt PID` in place of the command it guards a child that its process had before it became this script; the
+signals of ENDING are blocked then.
 
 Whoever starts it keeps the other end of the pipe open. When the command ends, when the guard gets SIGTERM or SIGINT, or
 when the pipe closes (its owner died, by SIGKILL too), every descendant of the guard is killed, also one that left the
@@ -73,23 +75,25 @@ def end_all(grace: float) -> None:
 
 def main() -> int:
     pipe, command = int(sys.argv[1]), sys.argv[3:]
+    adopted = int(command[0]) if sys.argv[2] == "--adopt" else 0
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
     for number in (*ENDING, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # blocked by whoever adopts, until this place
     os.set_inheritable(pipe, False)
     try:
-        child = os.posix_spawnp(
+        child = adopted or os.posix_spawnp(
             command[0], command, os.environ, setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
         )
     except OSError as error:
         print(f"cannot start {command[0]}: {error}", file=sys.stderr)
         return 127
+    ready: list[int] = []
+    woken = b""
     while True:
-        ready, _, _ = select.select([pipe, wake_read], [], [])
-        woken = os.read(wake_read, 64) if wake_read in ready else b""
         ended, _ = reap()
         if child in ended:
             end_all(grace=0.5)
@@ -98,6 +102,8 @@ def main() -> int:
         if pipe in ready or any(byte in ENDING for byte in woken):
             end_all(GRACE_SECONDS)
             return 128 + signal.SIGTERM
+        ready, _, _ = select.select([pipe, wake_read], [], [])
+        woken = os.read(wake_read, 64) if wake_read in ready else b""
 
 
 if __name__ == "__main__":

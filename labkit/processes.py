@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -40,26 +41,64 @@ class Finished:
     log: Path
 
 
+class Guard(Protocol):
+    """The process that guards a child: a `subprocess.Popen`, or what has its ways."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Launch(Protocol):
+    """Starts a command under a guard. output: a file descriptor for all that it prints. env: all of its environment.
+    owner: the end of a pipe that closes when this process dies.
+    """
+
+    def __call__(
+        self, command: Sequence[str], output: int, env: Mapping[str, str], cwd: Path | None, owner: int
+    ) -> Guard: ...
+
+
+def guarded(
+    command: Sequence[str],
+    output: int,
+    env: Mapping[str, str],
+    cwd: Path | None,
+    owner: int,
+    inherited: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """The usual `Launch`: a new process. inherited: file descriptors that the command keeps."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(GUARD), str(owner), "--", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=env,
+        cwd=cwd,
+        pass_fds=[owner, *inherited],
+        start_new_session=True,  # Ctrl-C in a terminal reaches us first; we end the child in order
+    )
+
+
 class Child:
     """A running supervised child. Made by `start`; ended by `stop`, its own end, or the death of this process."""
 
     def __init__(
-        self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+        self,
+        command: Sequence[str],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        launch: Launch = guarded,
     ):
         self.command, self.log = list(command), log
         log.parent.mkdir(parents=True, exist_ok=True)
         read_end, self._write_end = os.pipe()
         with open(log, "ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(GUARD), str(read_end), "--", *self.command],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})},
-                cwd=cwd,
-                pass_fds=[read_end],
-                start_new_session=True,  # Ctrl-C in a terminal reaches us first; we end the child in order
-            )
+            self._process = launch(self.command, output.fileno(), {**os.environ, **(env or {})}, cwd, read_end)
         os.close(read_end)
         self._began = self._next_look = time.monotonic()
         self.peak_bytes = 0
@@ -111,10 +150,14 @@ def tree_bytes(pid: int) -> int:
 
 @contextmanager
 def start(
-    command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    command: Sequence[str],
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    launch: Launch = guarded,
 ) -> Iterator[Child]:
     """A child for the length of a `with` block."""
-    child = Child(command, log, env, cwd)
+    child = Child(command, log, env, cwd, launch)
     try:
         yield child
     finally:
@@ -129,13 +172,14 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     on_tick: Callable[[], None] | None = None,
+    launch: Launch = guarded,
 ) -> Finished:
     """Runs a command to its end; its exit code is the caller's to judge.
 
     Raises ProcessFailed when it outlasts `deadline_seconds` (it is killed then), with the log's last lines. `on_tick`,
     if given, is called about five times a second (to draw progress).
     """
-    with start(command, log, env, cwd) as child:
+    with start(command, log, env, cwd, launch) as child:
         deadline = time.monotonic() + deadline_seconds
         while child.poll() is None:
             if time.monotonic() > deadline:

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "labkit"
 
 # A room is a module or a package directly under labkit; inside a room imports are free.
 FLOORS: tuple[set[str], ...] = (
-    {"errors", "guard", "engine_child"},
+    {"errors", "guard"},
     {"ledger", "manifest", "profiles", "processes", "quiet", "hardware", "memory", "numerics", "tiny"}
     | {"localdata", "hubdata", "activations", "chatter", "estimates", "padding", "gptqlog"},
     {"modelfolder", "faster"},
@@ -52,7 +52,12 @@ HEAVY = {
 TRAINING = ("labkit.tiny.documents", "labkit.tiny.scores", "labkit.tiny.train")
 OWNERS = ("labkit.numerics", "labkit.simulation", *TRAINING)  # pure torch, and what the training script alone imports
 # run by path, by an interpreter that may have no labkit; what they may then import
-STANDALONE = {"labkit.guard": set(), "labkit.engine_child": {"vllm"}, "labkit.pipeline.definition": {"kfp"}}
+STANDALONE = {
+    "labkit.guard": set(),
+    "labkit.engine.child": {"vllm", "torch"},
+    "labkit.engine.forkserver": {"vllm"},
+    "labkit.pipeline.definition": {"kfp"},
+}
 
 
 def module_name(path: Path, package: Path = PACKAGE) -> str:

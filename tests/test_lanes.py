@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from labkit.engine import run_script
@@ -17,6 +16,7 @@ from labkit.evaluation.lanes import answers, lanes
 from labkit.hardware import this_machine
 from labkit.profiles import TINY
 from tests.models import make_model
+from tests.processes_left import engines
 
 ANSWER = """
 import json, pathlib, time
@@ -87,7 +87,7 @@ def test_a_child_that_fails_ends_the_others_and_is_the_error(folder: Path, tmp_p
     with pytest.raises(ProcessFailed, match="ValueError: no such model"):
         answers([given[:1], given[1:]], {"seconds": 50, "most": 9}, asked(tmp_path), None)
     assert time.monotonic() - began < 30
-    assert [p for p in psutil.Process().children(recursive=True) if "engine_child" in " ".join(p.cmdline())] == []
+    assert engines() == []
 
 
 def test_an_interrupt_ends_all_children(folder: Path, tmp_path: Path) -> None:
@@ -100,4 +100,4 @@ def test_an_interrupt_ends_all_children(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         answers([given[:1], given[1:]], {"seconds": 50, "most": 9}, asked(tmp_path), interrupt)
     assert time.monotonic() - began < 30
-    assert [p for p in psutil.Process().children(recursive=True) if "engine_child" in " ".join(p.cmdline())] == []
+    assert engines() == []

@@ -58,7 +58,7 @@ def quiet_libraries() -> None:
     """Sets libraries up for a cell: no warnings that no learner can act on, no loading bars, threads that give way."""
     gc.set_threshold(100_000, 50, 100)  # looking for garbage is a quarter of what importing llm-compressor takes
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see engine.py
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see engine/environment.py
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")  # it warns on import; a quantize's own log has it all
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from labkit.engine import end_fork_servers
 from labkit.errors import CheckFailed, LabError
 from labkit.lab import frontend, notebook
 from labkit.lab.binding import Binding
@@ -101,6 +102,7 @@ class Telling(Binding):
         import psutil
 
         self.free_scratch()
+        end_fork_servers()
         me = psutil.Process()
         children = [child for child in me.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
         print(

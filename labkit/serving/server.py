@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from labkit import hardware, processes
-from labkit.engine import CHILD, engine_env, model_length, scratch_env, telling_lines
+from labkit.engine import CHILD, engine_env, launch, model_length, scratch_env, telling_lines
 from labkit.errors import ProcessFailed, UsageError
 from labkit.profiles import Engine
 from labkit.serving.refusals import remedy
@@ -189,7 +189,7 @@ def serve(
     scratch = tempfile.TemporaryDirectory(prefix="labkit-server-", ignore_cleanup_errors=True)
     env |= scratch_env(Path(scratch.name) / "tmp")
     log_begin = log.stat().st_size if log.exists() else 0
-    child = processes.Child([processes.engine_python(), str(CHILD), *command], log, env)
+    child = processes.Child([processes.engine_python(), str(CHILD), *command], log, env, launch=launch)
     server = Server(child, scratch, port, key, name, command, engine, deadline_seconds)
     server._log_begin = log_begin
     try:

@@ -1,5 +1,6 @@
-"""Runs inside the engine's interpreter: one script (`python engine_child.py FOLDER`), or the `vllm` command (`python
-engine_child.py vllm serve ...`), which can't be called by its own name where vLLM's CPU build is installed.
+"""Runs inside the engine's interpreter: one script (`python child.py FOLDER`), or the `vllm` command (`python child.py
+vllm serve ...`), which can't be called by its own name where vLLM's CPU build is installed. A fork server
+(forkserver.py) runs the same without starting an interpreter.
 
 FOLDER holds `script.py` and `job.json`. The script finds the job in the global `job` and leaves what it found, as JSON,
 in the global `answer`; that becomes `answer.json`, or `error.json` with the exception. This file knows nothing of
@@ -7,17 +8,23 @@ labkit, because the interpreter that it runs in may have none: it is started by 
 library only.
 """
 
+import contextlib
+import ctypes
 import gc
 import importlib.metadata
 import json
 import os
 import sys
 import traceback
+import warnings
+from typing import Any
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != _HERE]  # labkit's modules are not top-level
 
 gc.set_threshold(100_000, 50, 100)  # looking for garbage is a fifth of what importing vLLM and lm-eval takes
+
+SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18  # x86-64
 
 _real_version = importlib.metadata.version
 
@@ -33,6 +40,57 @@ def _version(distribution_name: str) -> str:
 
 
 importlib.metadata.version = _version  # at import, so that processes which vLLM spawns get it too
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return set(next((line for line in file if line.startswith("flags")), "").split())
+    except OSError:
+        return set()
+
+
+def _ask_for_amx() -> None:
+    """The kernel lets a process use AMX's tiles once it has asked. vLLM's attention uses them without; a model whose
+    products are none of oneDNN's, which does ask, would end with an illegal instruction.
+    """
+    ctypes.CDLL(None, use_errno=True).syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+
+
+def _keep_fp8_products_from_onednn() -> list[Any]:
+    """Has torch compute FP8 products itself, as on CPUs without AMX; returns what must be kept for that.
+
+    On every CPU with AMX torch hands them to oneDNN, which has kernels for those with FP16 in AMX. On others its
+    reference took 9 s for [512, 1,024] × [1,024, 1,024], and torch's own way takes 8 ms.
+    """
+    import torch
+
+    def own(kernel: Any) -> Any:
+        def product(keys: Any, *operands: Any, **options: Any) -> Any:
+            enabled = torch._C._get_mkldnn_enabled()
+            torch._C._set_mkldnn_enabled(False)
+            try:
+                return kernel.call_boxed(keys, *operands, **options)
+            finally:
+                torch._C._set_mkldnn_enabled(enabled)
+
+        return product
+
+    library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a kernel is overridden
+        for name in ("_scaled_mm", "_scaled_mm.out"):
+            kernel = torch.library.get_kernel(f"aten::{name}", "CPU")
+            library.impl(name, own(kernel), "CPU", with_keyset=True, allow_override=True)
+    return [library]
+
+
+_flags, _kept = _cpu_flags(), []
+if "amx_tile" in _flags:
+    _ask_for_amx()
+if "amx_int8" in _flags and "amx_fp16" not in _flags:  # Sapphire and Emerald Rapids
+    with contextlib.suppress(ImportError):  # an interpreter without torch has no engine either
+        _kept = _keep_fp8_products_from_onednn()
 
 
 def _write(path: str, value: object) -> None:
@@ -77,10 +135,15 @@ def run(folder: str) -> int:
     return 0
 
 
-if __name__ == "__main__" and sys.argv[1] == "vllm":
-    vllm(sys.argv[2:])
-elif __name__ == "__main__":
-    code = run(sys.argv[1])
+def main(arguments: list[str]) -> None:
+    if arguments[0] == "vllm":
+        vllm(arguments[1:])
+        return
+    code = run(arguments[0])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # the answer is on disk: an engine's teardown can only hang or crash now
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

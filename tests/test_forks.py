@@ -1,0 +1,195 @@
+"""Forked engines: what a fork has of its server and what it has not, and that none outlives anybody it belongs to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from labkit import hardware, processes
+from labkit.engine import CHILD, end_fork_servers, engine_env, forks, launch, run_script
+from labkit.errors import ProcessFailed
+from labkit.profiles import TINY
+from tests.conftest import clean_environment
+from tests.processes_left import MARKER, engines, fork_servers, marked, wait_until
+
+pytestmark = pytest.mark.skipif(hardware.engine_build() != "cpu", reason="engines are forked on a CPU only")
+
+# Who forked this process: the parent of its guard.
+SERVER_OF = "import os; answer = int(open(f'/proc/{os.getppid()}/stat').read().rsplit(')', 1)[1].split()[1])"
+
+
+def run(source: str, tmp_path: Path, env: dict[str, str] | None = None, **job: object) -> Any:
+    log = tmp_path / "log"
+    return run_script(source, job, log=log, engine=TINY.engine, offline=True, deadline_seconds=120, env=env)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_server_is_left() -> Iterator[None]:
+    """The tests share a server: one takes ten seconds to import everything."""
+    end_fork_servers()
+    yield
+    end_fork_servers()
+    assert fork_servers() == set()
+
+
+@pytest.fixture(autouse=True)
+def no_engine_is_left() -> Iterator[None]:
+    yield
+    assert engines() == []
+
+
+def newest_server() -> int:
+    """The fork server that was started last: the child of its guard."""
+    guards = [child for child in psutil.Process().children() if child.pid in fork_servers()]
+    (server,) = max(guards, key=lambda guard: guard.create_time()).children()
+    return server.pid
+
+
+def test_engines_are_forks_of_one_server_that_has_imported_vllm(tmp_path: Path) -> None:
+    asked = SERVER_OF + "\nimport sys; answer = [answer, 'vllm' in sys.modules, 'lm_eval' in sys.modules]"
+    first, second = run(asked, tmp_path), run(asked, tmp_path)
+    assert first == second == [newest_server(), True, True]
+
+
+def test_what_one_fork_changes_the_next_one_does_not_see(tmp_path: Path) -> None:
+    run("import os, sys; os.environ['CHANGED'] = '1'; sys.changed = True; answer = 1", tmp_path)
+    assert run("import os, sys; answer = [os.environ.get('CHANGED'), hasattr(sys, 'changed')]", tmp_path) == [
+        None,
+        False,
+    ]
+
+
+def test_a_fork_has_its_own_key_and_folders_and_its_server_has_no_key(tmp_path: Path) -> None:
+    asked = "import os, tempfile; answer = [os.environ['VLLM_API_KEY'], tempfile.gettempdir(), os.getcwd()]"
+    found = [run(asked, tmp_path, {"VLLM_API_KEY": key}) for key in ("key-1", "key-2")]
+    assert [key for key, _, _ in found] == ["key-1", "key-2"]
+    assert found[0][1] != found[1][1], "a temporary folder each"
+    assert found[0][2] == str(Path.cwd())
+    assert "VLLM_API_KEY" not in psutil.Process(newest_server()).environ()
+
+
+def test_another_environment_has_another_server_and_no_more_stay_than_may(tmp_path: Path) -> None:
+    numbers = [run(SERVER_OF, tmp_path, {"OMP_NUM_THREADS": str(threads)}) for threads in (1, 2, 1, 4)]
+    assert numbers[0] == numbers[2]
+    assert len(set(numbers)) == 3
+    assert len(fork_servers()) == 2 * forks.MOST_SERVERS, "each with its guard"
+    assert run(SERVER_OF, tmp_path, {"OMP_NUM_THREADS": "1"}) == numbers[0], "the one asked longest ago has gone"
+
+
+def test_the_switch_starts_every_engine_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(forks.SWITCH, "0")
+    assert run("import sys; answer = 'vllm' in sys.modules", tmp_path) is False
+
+
+def test_a_server_that_ends_while_it_imports_is_done_without(tmp_path: Path) -> None:
+    command = [processes.engine_python(), str(CHILD), str(tmp_path)]
+    (tmp_path / "script.py").write_text("answer = 'here'")
+    (tmp_path / "job.json").write_text("{}")
+    end_fork_servers()
+    with processes.start(command, tmp_path / "log", engine_env(TINY.engine, offline=True), launch=launch) as child:
+        assert wait_until(lambda: len(fork_servers()) == 2)
+        os.kill(newest_server(), signal.SIGKILL)
+        assert wait_until(lambda: child.poll() is not None)
+        assert child.finished().returncode == 0
+    assert (tmp_path / "answer.json").read_text() == '"here"'
+
+
+def test_a_server_that_is_killed_takes_its_engines_along_and_the_next_one_has_another(tmp_path: Path) -> None:
+    first = run(SERVER_OF, tmp_path)
+    with pytest.raises(ProcessFailed, match="was killed"):
+        run(f"import os, time; os.kill({first}, 9); time.sleep(600)", tmp_path)
+    assert engines() == []
+    assert run(SERVER_OF, tmp_path) != first
+
+
+def test_an_engine_that_is_stopped_before_its_server_is_ready_never_starts(tmp_path: Path) -> None:
+    command = [processes.engine_python(), str(CHILD), str(tmp_path)]
+    (tmp_path / "script.py").write_text(f"answer = open({str(tmp_path / 'ran')!r}, 'w').close()")
+    (tmp_path / "job.json").write_text("{}")
+    end_fork_servers()
+    with processes.start(command, tmp_path / "log", engine_env(TINY.engine, offline=True), launch=launch):
+        pass
+    assert run("answer = 1", tmp_path) == 1, "the server lives, and answers the next one"
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_when_the_owner_dies_neither_server_nor_engine_is_left(number: int, tmp_path: Path) -> None:
+    marker = uuid.uuid4().hex
+    owner = f"""
+from pathlib import Path
+from labkit.engine import run_script
+from labkit.profiles import TINY
+script = "import pathlib, subprocess, time; subprocess.Popen(['setsid', 'sleep', '600']); "
+script += "pathlib.Path({str(tmp_path / "runs")!r}).touch(); time.sleep(600)"
+run_script(script, {{}}, log=Path({str(tmp_path / "log")!r}), engine=TINY.engine, offline=True, deadline_seconds=600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", owner], env=clean_environment(**{MARKER: marker}))
+    assert wait_until((tmp_path / "runs").exists, seconds=120)
+    assert len(marked(marker)) >= 6, "owner, the server and its guard, the engine and its guard, a daemon"
+    process.send_signal(number)
+    process.wait()
+    assert wait_until(lambda: marked(marker) == [])
+
+
+def test_a_guard_does_not_end_before_its_engine_however_early_it_is_told_to(tmp_path: Path) -> None:
+    """The signal comes as soon as there is a process, which may not be the guard's program yet."""
+    run("answer = 1", tmp_path)
+    command = [processes.engine_python(), str(CHILD), str(tmp_path)]
+    (tmp_path / "script.py").write_text("import time; time.sleep(600)")
+    (tmp_path / "job.json").write_text("{}")
+    for _ in range(10):
+        child = processes.Child(command, tmp_path / "log", engine_env(TINY.engine, offline=True), launch=launch)
+        os.kill(child.pid, signal.SIGTERM)
+        assert wait_until(lambda child=child: child.poll() is not None)
+        child.stop()
+        assert engines() == []
+
+
+def test_a_fork_with_nothing_to_do_costs_no_memory_of_its_own(tmp_path: Path) -> None:
+    """What was imported is shared: 0.8 GB are resident, and the fork's own pages are a small part of them."""
+    own = (
+        "rows = open('/proc/self/smaps_rollup').read().splitlines(); "
+        "kib = {row.split(':')[0]: int(row.split()[1]) for row in rows[1:]}; "
+        "answer = [kib['Rss'], kib['Private_Dirty'] + kib['Private_Clean']]"
+    )
+    resident, private = run(own, tmp_path)
+    assert private < resident / 4
+
+
+AMX = pytest.mark.skipif(
+    "amx_int8" not in Path("/proc/cpuinfo").read_text() or "amx_fp16" in Path("/proc/cpuinfo").read_text(),
+    reason="only a CPU with AMX, but none for FP16, is handed FP8 products that oneDNN has no kernel for",
+)
+PRODUCT = """
+import torch
+x, w = (torch.randn(64, 64, generator=torch.Generator().manual_seed(seed)).to(torch.float8_e4m3fn) for seed in (1, 2))
+one = torch.ones(1)
+found = torch._scaled_mm(x, w.t(), scale_a=one, scale_b=one, out_dtype=torch.float32)
+answer = bool(torch.equal(found, x.float() @ w.float().t()))
+"""
+
+
+@AMX
+@pytest.mark.parametrize("forked", ["0", "1"])
+def test_onednn_is_given_no_fp8_product_that_it_has_no_kernel_for(
+    forked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(forks.SWITCH, forked)
+    assert run(PRODUCT, tmp_path, {"ONEDNN_VERBOSE": "1"})
+    assert "f8_e4m3" not in (tmp_path / "log").read_text()
+
+
+@AMX
+def test_a_process_may_use_the_tiles_of_amx(tmp_path: Path) -> None:
+    asked = "import ctypes; mask = ctypes.c_ulong(); ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(mask)); "
+    assert run(asked + "answer = bool(mask.value >> 18 & 1)", tmp_path)
