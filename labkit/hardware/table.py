@@ -1,7 +1,7 @@
 """The capability matrix as data: which scheme runs on which hardware, in vLLM 0.32 built for that hardware.
 
-Sources: measurements for the CPU with AVX-512 VNNI; vLLM's own kernel lists and `get_min_capability` for the rest.
-Verdicts:
+Sources: measurements for the CPUs with AVX-512 VNNI and with AMX; vLLM's own kernel lists and `get_min_capability` for
+the rest. Verdicts:
 
 - native: a kernel made for it runs the scheme as the scheme says.
 - emulated: the result is right, but the arithmetic is done in a wider format: expect it to be slow.
@@ -99,13 +99,11 @@ TABLE: tuple[Row, ...] = (
         "The CPU has no FP8 arithmetic: torch converts and multiplies, correct but slow.",
         "Use INT8 W8A8 for speed."),
     Row(("fp8-w8a8-dynamic",), ("cpu-amx",), "emulated",
-        "vLLM's FP8 kernel wants AMX-FP8, which AMX alone is not: torch converts and multiplies, correct but slow.",
+        "vLLM's FP8 kernel wants AMX-FP8; labkit has torch convert and multiply: slow, and by oneDNN, as vLLM would, "
+        "slower by far.",
         "Use INT8 W8A8 for speed."),
-    Row(("fp8-w8a8-static",), ("cpu-avx2", "cpu-avx512", "cpu-avx512-vnni"), "no",
+    Row(("fp8-w8a8-static",), _CPU, "no",
         "vLLM's CPU build lacks the operator static_scaled_fp8_quant.", "Use FP8 W8A8 dynamic, or INT8 W8A8."),
-    Row(("fp8-w8a8-static",), ("cpu-amx",), "weights-only",
-        "With AMX vLLM keeps the weights in FP8 and computes in BF16 (read in its source, not measured here).",
-        "INT8 W8A8 computes in 8 bits here."),
 
     Row(("fp8-w8a8-block",), _FP8_GPU, "native", "FP8 matrix units, by CUTLASS, DeepGEMM, AITER or Triton kernels."),
     Row(("fp8-w8a8-block",), ("turing", "ampere"), "weights-only",
@@ -114,7 +112,7 @@ TABLE: tuple[Row, ...] = (
     Row(("fp8-w8a8-block",), ("cpu-avx2", "cpu-avx512", "cpu-avx512-vnni"), "no",
         "vLLM's block-wise FP8 kernels for CPUs need AMX.", "Use FP8 W8A8 dynamic, or INT8 W8A8."),
     Row(("fp8-w8a8-block",), ("cpu-amx",), "weights-only",
-        "With AMX vLLM keeps the weights in FP8 and computes in BF16 (read in its source, not measured here).",
+        "With AMX vLLM keeps the weights in FP8 and computes in BF16.",
         "INT8 W8A8 computes in 8 bits here."),
 
     Row(("fp8-weight-only",), _NVIDIA, "native", "Marlin reads FP8 weights from compute capability 7.5 up."),

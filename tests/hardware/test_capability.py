@@ -47,7 +47,7 @@ def test_every_answer_is_a_verdict_with_a_reason_and_an_alternative_unless_nativ
         ("int8-w8a8", {"mi300": "native", "cpu-avx512-vnni": "native", "cpu-avx2": "emulated"}),
         ("fp8-w8a8-dynamic", {"ampere": "weights-only", "ada": "native", "hopper": "native", "mi300": "native"}),
         ("fp8-w8a8-dynamic", {"cpu-avx2": "emulated", "cpu-amx": "emulated", "blackwell-12.0": "native"}),
-        ("fp8-w8a8-static", {"turing": "weights-only", "ada": "native", "cpu-avx512-vnni": "no"}),
+        ("fp8-w8a8-static", {"turing": "weights-only", "ada": "native", "cpu-avx512-vnni": "no", "cpu-amx": "no"}),
         ("fp8-w8a8-block", {"ampere": "weights-only", "hopper": "native", "cpu-avx512-vnni": "no", "mi300": "native"}),
         ("mxfp8", {"hopper": "weights-only", "blackwell-10.0": "native", "mi300": "emulated", "cpu-amx": "no"}),
         ("fp8-weight-only", {"nvidia-older": "no", "turing": "native", "cpu-amx": "no", "mi300": "no"}),
