@@ -101,6 +101,8 @@ def test_a_server_that_ends_while_it_imports_is_done_without(tmp_path: Path) -> 
         assert wait_until(lambda: child.poll() is not None)
         assert child.finished().returncode == 0
     assert (tmp_path / "answer.json").read_text() == '"here"'
+    assert run("import sys; answer = 'vllm' in sys.modules", tmp_path) is False, "nor is it started again and again"
+    end_fork_servers()
 
 
 def test_a_server_that_is_killed_takes_its_engines_along_and_the_next_one_has_another(tmp_path: Path) -> None:

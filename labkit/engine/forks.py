@@ -49,7 +49,7 @@ class Forked:
 
     def __init__(
         self,
-        server: ForkServer,
+        server: RunningForkServer,
         answers: socket.socket,
         anew: Callable[[], subprocess.Popen[bytes]],
         files: Sequence[int],
@@ -100,7 +100,7 @@ class Forked:
 
     def _hear(self, timeout: float | None) -> None:
         """Takes in what the server tells of this fork, if it does within `timeout` seconds."""
-        if not self.waits or not select.select([self._answers], [], [], timeout)[0]:
+        if not self.waits or not _readable(self._answers, timeout):
             return
         word, _, number = self._answers.recv(64).decode().partition(" ")
         if word == "pid":
@@ -114,6 +114,7 @@ class Forked:
             if self._pid:  # its guard has ended the forks with it
                 self._end(128 + signal.SIGKILL)
             else:
+                self._server.useless = True
                 self._new = self._anew()
                 self._answers.close()
                 self._close_files()
@@ -128,8 +129,17 @@ class Forked:
             os.close(self._files.pop())
 
 
-class ForkServer:
-    """A running fork server of one environment."""
+def _readable(one: socket.socket, timeout: float | None) -> bool:
+    """Whether something can be read within `timeout` seconds; `select` would refuse a file descriptor above 1,023."""
+    look = select.poll()
+    look.register(one, select.POLLIN)
+    return bool(look.poll(None if timeout is None else 1000 * timeout))
+
+
+class RunningForkServer:
+    """A running fork server of one environment. useless: whether it ended before it forked what it was asked for."""
+
+    useless = False
 
     def __init__(self, python: str, env: Mapping[str, str]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="labkit-forks-", ignore_cleanup_errors=True)
@@ -177,7 +187,7 @@ class ForkServer:
             self._folder.cleanup()
 
 
-_servers: dict[Key, ForkServer] = {}  # the one asked last is last
+_servers: dict[Key, RunningForkServer] = {}  # the one asked last is last
 _lock = threading.Lock()
 
 
@@ -192,14 +202,14 @@ def launch(
     key = command[0], frozenset(early.items())
     with _lock:
         server = _servers.pop(key, None)
-        if server and not server.alive:
-            server.stop()
-            server = None
-        if server is None:
+        if server is None or not (server.useless or server.alive):
+            if server:
+                server.stop()
             _make_room()
-            server = ForkServer(command[0], early)
+            server = RunningForkServer(command[0], early)
         _servers[key] = server
-        return server.fork(command, output, env, cwd, owner)
+        start = processes.guarded if server.useless else server.fork
+        return start(command, output, env, cwd, owner)
 
 
 def _make_room() -> None:
@@ -223,6 +233,6 @@ def _in_a_fork() -> None:
     _servers, _lock = {}, threading.Lock()
 
 
-_inherited: list[dict[Key, ForkServer]] = []
+_inherited: list[dict[Key, RunningForkServer]] = []
 atexit.register(end_fork_servers)
 os.register_at_fork(after_in_child=_in_a_fork)

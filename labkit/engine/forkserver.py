@@ -78,8 +78,7 @@ class ForkServer:
         pid, asker = self._running.pop(process)
         os.close(process)
         _, status = os.waitpid(pid, 0)
-        with contextlib.suppress(OSError):  # nobody waits for it any more
-            asker.send(f"code {os.waitstatus_to_exitcode(status)}".encode())
+        _tell(asker, "code", os.waitstatus_to_exitcode(status))
         asker.close()
 
     def _answer(self, request: dict[str, Any], output: int, owner: int, answer: int) -> list[str] | None:
@@ -87,26 +86,24 @@ class ForkServer:
         whose closing tells its guard that whoever asked is gone. answer: the socket of whoever asked.
         """
         asker = socket.socket(fileno=answer)
-        try:
-            given_up = bool(select.select([asker], [], [], 0)[0])  # its other end was closed: it says nothing itself
-            sys.stdout.flush()
-            pid = 0 if given_up else os.fork()
-            if given_up:
-                asker.close()
-                return None
-            if pid:
-                self._running[os.pidfd_open(pid)] = (pid, asker)
-                asker.send(f"pid {pid}".encode())
-                return None
-        finally:
-            if given_up or pid:
-                os.close(output)
-                os.close(owner)
-        try:
-            return self._become(request, output, owner, asker)
-        except BaseException:  # noqa: BLE001  in the fork: the server must not go on twice
-            traceback.print_exc()
-            os._exit(127)
+        if select.select([asker], [], [], 0)[0]:  # its other end was closed, as it says nothing itself: given up
+            asker.close()
+            os.close(output)
+            os.close(owner)
+            return None
+        sys.stdout.flush()
+        guard = os.fork()
+        if not guard:
+            try:
+                return self._become(request, output, owner, asker)
+            except BaseException:  # noqa: BLE001  in the fork: the server must not go on twice
+                traceback.print_exc()
+                os._exit(127)
+        os.close(output)
+        os.close(owner)
+        self._running[os.pidfd_open(guard)] = (guard, asker)
+        _tell(asker, "pid", guard)
+        return None
 
     def _become(self, request: dict[str, Any], output: int, owner: int, asker: socket.socket) -> list[str]:
         """In the fork: forks once more. The parent becomes the guard of its child, which alone returns.
@@ -115,8 +112,10 @@ class ForkServer:
         """
         os.setsid()
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        for target, source in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for target, source in enumerate((nothing, output, output)):
             os.dup2(source, target)
+        os.close(nothing)
         os.close(output)
         for process, (_, other) in self._running.items():
             os.close(process)
@@ -138,6 +137,11 @@ class ForkServer:
         return arguments
 
 
+def _tell(asker: socket.socket, word: str, number: int) -> None:
+    with contextlib.suppress(OSError):  # nobody listens any more
+        asker.send(f"{word} {number}".encode())
+
+
 def preload() -> None:
     """Imports what engines need. What is missing or broken is left for the fork that needs it to tell."""
     for name in PRELOADED:
@@ -149,7 +153,7 @@ def preload() -> None:
 
 def fork_engine_cores() -> None:
     """A server forks its engine core, as vLLM does it on a GPU; the CPU platform asks for a new process instead, which
-    imports everything again. To be called where no thread runs and none of OpenMP's has: those do not come along.
+    imports everything again. One that is split over several workers still gets new ones: it forks beside its threads.
     """
     from vllm.platforms.cpu import CpuPlatform
 
@@ -157,20 +161,22 @@ def fork_engine_cores() -> None:
 
     def check_and_fork(_: type, config: Any) -> None:
         check(config)
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+        if config.parallel_config.world_size == 1:
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
 
     CpuPlatform.check_and_update_config = classmethod(check_and_fork)  # type: ignore[assignment, method-assign]
 
 
 def main(control_fd: int, guard: str) -> None:
-    """Returns when the server has ended, and in each fork when what was asked of it is done."""
+    """The server, and in each fork what was asked of it."""
     control = socket.socket(fileno=control_fd)
     preload()
     arguments = ForkServer(control, guard).serve()
-    if arguments is not None:
-        sys.argv = [CHILD, *arguments]
-        fork_engine_cores()
-        child.main(arguments)
+    if arguments is None:
+        os._exit(0)  # what was imported has nothing to tidy up
+    sys.argv = [CHILD, *arguments]
+    fork_engine_cores()
+    child.main(arguments)
 
 
 if __name__ == "__main__":
