@@ -157,6 +157,18 @@ def test_a_guard_does_not_end_before_its_engine_however_early_it_is_told_to(tmp_
         assert engines() == []
 
 
+def test_only_servers_without_an_engine_are_ended_where_an_engine_that_was_left_is_to_be_told(tmp_path: Path) -> None:
+    command = [processes.engine_python(), str(CHILD), str(tmp_path)]
+    (tmp_path / "script.py").write_text("import time; time.sleep(600)")
+    (tmp_path / "job.json").write_text("{}")
+    with processes.start(command, tmp_path / "log", engine_env(TINY.engine, offline=True), launch=launch) as child:
+        assert child.pid
+        end_fork_servers(idle_only=True)
+        assert engines(), "the engine runs on, and its lab's end says so"
+    end_fork_servers(idle_only=True)
+    assert fork_servers() == set()
+
+
 def test_a_fork_with_nothing_to_do_costs_no_memory_of_its_own(tmp_path: Path) -> None:
     """What was imported is shared: 0.8 GB are resident, and the fork's own pages are a small part of them."""
     own = (

@@ -5,7 +5,7 @@ vllm serve ...`), which can't be called by its own name where vLLM's CPU build i
 FOLDER holds `script.py` and `job.json`. The script finds the job in the global `job` and leaves what it found, as JSON,
 in the global `answer`; that becomes `answer.json`, or `error.json` with the exception. This file knows nothing of
 labkit, because the interpreter that it runs in may have none: it is started by its path and imports the standard
-library only.
+library, and torch where that has to be mended.
 """
 
 import contextlib

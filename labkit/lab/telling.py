@@ -102,7 +102,7 @@ class Telling(Binding):
         import psutil
 
         self.free_scratch()
-        end_fork_servers()
+        end_fork_servers(idle_only=True)  # one whose engine still runs is told of below
         me = psutil.Process()
         children = [child for child in me.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
         print(
