@@ -42,7 +42,7 @@ class Finished:
 
 
 class Guard(Protocol):
-    """The process that guards a child: a `subprocess.Popen`, or what has its ways."""
+    """The process that guards a child: a `subprocess.Popen`, or what has its ways; pid is 0 until it starts."""
 
     @property
     def pid(self) -> int: ...
@@ -105,14 +105,17 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The guard's process id; the command is its child."""
+        """The guard's process id; the command is its child. Waits for one that is still to be forked; 0 if none was."""
+        while not self._process.pid and self._process.poll() is None:
+            time.sleep(0.01)
         return self._process.pid
 
     def poll(self) -> int | None:
         """The exit code (128 + N for signal N), or None while it runs. Also measures memory, as LOOK_SHARE allows."""
-        if time.monotonic() >= self._next_look:
+        pid = self._process.pid
+        if pid and time.monotonic() >= self._next_look:
             began = time.thread_time()  # not the clock: one look that waits for a busy core would blind us for long
-            self.peak_bytes = max(self.peak_bytes, tree_bytes(self.pid))
+            self.peak_bytes = max(self.peak_bytes, tree_bytes(pid))
             self._next_look = time.monotonic() + (time.thread_time() - began) / LOOK_SHARE
         return self._process.poll()
 

@@ -35,8 +35,8 @@ def fork_servers() -> set[int]:
 
 def engines() -> list[psutil.Process]:
     """Every engine below this process, started anew or forked, and its guard; no fork server."""
-    below = psutil.Process().children(recursive=True)
-    return [process for process in below if {CHILD, SERVER} & set(words(process)) and process.pid not in fork_servers()]
+    below, known = psutil.Process().children(recursive=True), fork_servers()
+    return [process for process in below if {CHILD, SERVER} & set(words(process)) and process.pid not in known]
 
 
 def marked(marker: str) -> list[int]:

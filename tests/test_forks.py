@@ -113,6 +113,32 @@ def test_a_server_that_is_killed_takes_its_engines_along_and_the_next_one_has_an
     assert run(SERVER_OF, tmp_path) != first
 
 
+def test_whoever_asks_how_an_engine_is_does_not_wait_for_its_server_to_import(tmp_path: Path) -> None:
+    command = [processes.engine_python(), str(CHILD), str(tmp_path)]
+    (tmp_path / "script.py").write_text("import time; time.sleep(600)")
+    (tmp_path / "job.json").write_text("{}")
+    end_fork_servers()
+    with processes.start(command, tmp_path / "log", engine_env(TINY.engine, offline=True), launch=launch) as child:
+        assert child.poll() is None
+        assert engines() == [], "no fork yet, and still there was an answer"
+
+
+IDLE = f"""
+import importlib.util, socket
+spec = importlib.util.spec_from_file_location("forkserver", {str(forks.SERVER)!r})
+server = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(server)
+server.IDLE_SECONDS = 0.1
+owner, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+print(server.ForkServer(control, "").serve())
+"""
+
+
+def test_a_server_of_which_nothing_is_asked_ends_by_itself() -> None:
+    done = subprocess.run([sys.executable, "-c", IDLE], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "None\n", done.stderr
+
+
 def test_an_engine_that_is_stopped_before_its_server_is_ready_never_starts(tmp_path: Path) -> None:
     command = [processes.engine_python(), str(CHILD), str(tmp_path)]
     (tmp_path / "script.py").write_text(f"answer = open({str(tmp_path / 'ran')!r}, 'w').close()")

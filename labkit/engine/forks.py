@@ -61,9 +61,8 @@ class Forked:
 
     @property
     def pid(self) -> int:
-        """Waits until there is a process."""
-        while not self._pid and self.waits:
-            self._hear(None)
+        """0 as long as there is no process."""
+        self._hear(0.0)
         return self._new.pid if self._new else self._pid
 
     def poll(self) -> int | None:

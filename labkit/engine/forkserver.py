@@ -1,7 +1,7 @@
 """A process that has imported what engines need, and forks: `python forkserver.py SOCKET_FD GUARD`.
 
-What takes a new process eight seconds of a core takes a fork some milliseconds. `labkit.engine.forks` starts one, and
-sends it requests: each has the arguments that child.py would have been started with, and is answered by a fork that
+A new process takes eight seconds of a core for these imports, and a fork has them. `labkit.engine.forks` starts one,
+and sends it requests: each has the arguments that child.py would have been started with, and is answered by a fork that
 goes on there. As for child.py, the interpreter may have no labkit.
 """
 
