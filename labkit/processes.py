@@ -42,7 +42,10 @@ class Finished:
 
 
 class Guard(Protocol):
-    """The process that guards a child: a `subprocess.Popen`, or what has its ways; pid is 0 until it starts."""
+    """The process that guards a child: a `subprocess.Popen`, or what has its ways; pid is 0 until it starts.
+
+    It may have an `uncounted`, a process below it whose memory is none of the child's.
+    """
 
     @property
     def pid(self) -> int: ...
@@ -115,7 +118,7 @@ class Child:
         pid = self._process.pid
         if pid and time.monotonic() >= self._next_look:
             began = time.thread_time()  # not the clock: one look that waits for a busy core would blind us for long
-            self.peak_bytes = max(self.peak_bytes, tree_bytes(pid))
+            self.peak_bytes = max(self.peak_bytes, tree_bytes(pid, getattr(self._process, "uncounted", 0)))
             self._next_look = time.monotonic() + (time.thread_time() - began) / LOOK_SHARE
         return self._process.poll()
 
@@ -136,14 +139,14 @@ class Child:
             self._write_end = -1
 
 
-def tree_bytes(pid: int) -> int:
-    """Resident bytes of a process and all below it; shared pages count once for each process."""
+def tree_bytes(pid: int, uncounted: int = 0) -> int:
+    """Resident bytes of a process and all below it, but for one; shared pages count once for each process."""
     total = 0
     try:
         root = psutil.Process(pid)
         for process in [root, *root.children(recursive=True)]:
             try:
-                total += process.memory_info().rss
+                total += process.memory_info().rss if process.pid != uncounted else 0
             except psutil.Error:
                 continue  # it ended while we looked
     except psutil.Error:

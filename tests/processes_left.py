@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 
-from labkit.engine import forks
+from labkit.engine import forked, forks
 
 MARKER = "TEST_MARKER"  # not LABKIT_...: forks would have it without their server
-CHILD, SERVER = str(forks.CHILD), str(forks.SERVER)
+CHILD, SERVER = str(forks.CHILD), str(forked.SERVER)
 
 
 def words(process: psutil.Process) -> list[str]:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from labkit import hardware, processes
-from labkit.engine import CHILD, end_fork_servers, engine_env, forks, launch, run_script
+from labkit.engine import CHILD, end_fork_servers, engine_env, forked, forks, launch, run_script
 from labkit.errors import ProcessFailed
 from labkit.profiles import TINY
 from tests.conftest import clean_environment
@@ -77,6 +77,26 @@ def test_a_fork_has_its_own_key_and_folders_and_its_server_has_no_key(tmp_path: 
     assert "VLLM_API_KEY" not in psutil.Process(newest_server()).environ()
 
 
+def test_one_server_has_forks_that_compile_and_forks_that_compile_nothing(tmp_path: Path) -> None:
+    """Not even what was decorated when the server imported it: compiling that takes 20 s."""
+    nothing = """
+import torch, torch._dynamo.utils
+from vllm.v1.sample.ops.logprobs import batched_count_greater_than
+batched_count_greater_than(torch.rand(2, 3), torch.rand(2, 1))
+answer = [answer, sum(torch._dynamo.utils.counters["frames"].values())]
+"""
+    server, frames = run(SERVER_OF + nothing, tmp_path, {"TORCHDYNAMO_DISABLE": "1"})
+    assert frames == 0
+    compiles = "\nimport torch._dynamo; answer = [answer, torch._dynamo.config.disable]"
+    assert run(SERVER_OF + compiles, tmp_path, {"TORCHDYNAMO_DISABLE": ""}) == [server, False]
+
+
+def test_an_engine_that_ends_looks_for_garbage_among_its_own_objects_only(tmp_path: Path) -> None:
+    asked = "import gc; gc.unfreeze(); gc.freeze(); answer = [len(gc.get_objects()), gc.get_freeze_count()]"
+    own, imported = run(asked, tmp_path)
+    assert own < imported / 10
+
+
 def test_another_environment_has_another_server_and_no_more_stay_than_may(tmp_path: Path) -> None:
     numbers = [run(SERVER_OF, tmp_path, {"OMP_NUM_THREADS": str(threads)}) for threads in (1, 2, 1, 4)]
     assert numbers[0] == numbers[2]
@@ -125,7 +145,7 @@ def test_whoever_asks_how_an_engine_is_does_not_wait_for_its_server_to_import(tm
 
 IDLE = f"""
 import importlib.util, socket
-spec = importlib.util.spec_from_file_location("forkserver", {str(forks.SERVER)!r})
+spec = importlib.util.spec_from_file_location("forkserver", {str(forked.SERVER)!r})
 server = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(server)
 server.IDLE_SECONDS = 0.1

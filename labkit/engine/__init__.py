@@ -7,14 +7,17 @@ has imported vLLM already (`forks`).
 """
 
 from labkit.engine.environment import engine_env, model_length, scratch_env
-from labkit.engine.forks import CHILD, end_fork_servers, launch
+from labkit.engine.forks import CHILD, end_fork_servers, guards_of_forks, launch
+from labkit.engine.lending import Lender
 from labkit.engine.logs import telling_lines
 from labkit.engine.script import run_script
 
 __all__ = [
     "CHILD",
+    "Lender",
     "end_fork_servers",
     "engine_env",
+    "guards_of_forks",
     "launch",
     "model_length",
     "run_script",

@@ -1,9 +1,13 @@
 """A process that has imported what engines need, and forks: `python forkserver.py SOCKET_FD GUARD`.
 
-A new process takes eight seconds of a core for these imports, and a fork has them. `labkit.engine.forks` starts one,
-and sends it requests: each has the arguments that child.py would have been started with, and is answered by a fork that
-goes on there. As for child.py, the interpreter may have no labkit.
+A new process takes eight seconds of a core for these imports, and a fork has them. `labkit.engine.forked` starts one,
+and sends it requests; each is answered by a fork. One with "arguments", those that child.py would have been started
+with, goes on there. One with a "command" (`labkit.engine.lending`) becomes a fork server itself, for what the command
+starts: it runs the command, and takes requests on the socket that is named, until the command ends. As for child.py,
+the interpreter may have no labkit.
 """
+
+from __future__ import annotations
 
 import contextlib
 import ctypes
@@ -15,9 +19,11 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "child.py")
@@ -48,31 +54,62 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # what ends a guard
 
 
 class ForkServer:
-    """The server's side: a socket on which requests come, and the forks that run, each with whom to tell its end."""
+    """The server's side: sockets on which requests come, and the forks that run, each with whom to tell its end.
 
-    def __init__(self, control: socket.socket, guard: str) -> None:
-        self._control, self._guard = control, guard
+    code: what the command ended with, for which this serves.
+    """
+
+    code = 0
+
+    def __init__(self, guard: str, controls: Sequence[socket.socket] = ()) -> None:
+        self._guard, self._controls = guard, set(controls)
+        self._listener: socket.socket | None = None
+        self._command: subprocess.Popen[bytes] | None = None
+        self._commands_end: list[int] = []  # its file descriptor
         self._running: dict[int, tuple[int, socket.socket]] = {}  # a file descriptor of the process: its pid, its asker
 
-    def serve(self) -> list[str] | None:
-        """Answers requests until their sender is gone, or for IDLE_SECONDS there were none: then it returns None.
+    @classmethod
+    def of_command(cls, guard: str, command: Sequence[str], path: str) -> ForkServer:
+        """One that has started a command, and listens at `path`."""
+        server = cls(guard)
+        server._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        server._listener.bind(path)
+        server._listener.listen()
+        server._command = subprocess.Popen(command)
+        server._commands_end = [os.pidfd_open(server._command.pid)]
+        return server
 
-        Returns in the forks, too: with the arguments that were asked for.
+    def serve(self) -> dict[str, Any] | None:
+        """Answers requests. It returns None when there will be no more: their senders are gone, or the command has
+        ended, or for IDLE_SECONDS there was none. In the forks it returns their request.
         """
-        while True:
-            heard: list[Any] = [self._control, *self._running]
-            ready, _, _ = select.select(heard, [], [], None if self._running else IDLE_SECONDS)
+        while self._controls or self._command:
+            listening = [self._listener] if self._listener else []
+            heard: list[Any] = [*self._controls, *listening, *self._commands_end, *self._running]
+            ready, _, _ = select.select(heard, [], [], None if self._running or self._command else IDLE_SECONDS)
             for ended in self._running.keys() & set(ready):
                 self._tell_end(ended)
             if not ready:
                 return None
-            if self._control in ready:
-                message, files, _, _ = socket.recv_fds(self._control, 2**20, 3, socket.MSG_CMSG_CLOEXEC)
-                if not message:
-                    return None
-                arguments = self._answer(json.loads(message), *files)
-                if arguments is not None:
-                    return arguments
+            if self._command and self._commands_end[0] in ready:
+                self.code = self._command.wait()
+                return None
+            if self._listener and self._listener in ready:
+                self._controls.add(self._listener.accept()[0])
+            for control in self._controls & set(ready):
+                request = self._hear(control)
+                if request is not None:
+                    return request
+        return None
+
+    def _hear(self, control: socket.socket) -> dict[str, Any] | None:
+        """Takes a request, or that its sender is gone; returns it in the fork that was asked for."""
+        message, files, _, _ = socket.recv_fds(control, 2**20, 3, socket.MSG_CMSG_CLOEXEC)
+        if message:
+            return self._answer(json.loads(message), *files)
+        self._controls.remove(control)
+        control.close()
+        return None
 
     def _tell_end(self, process: int) -> None:
         pid, asker = self._running.pop(process)
@@ -81,9 +118,9 @@ class ForkServer:
         _tell(asker, "code", os.waitstatus_to_exitcode(status))
         asker.close()
 
-    def _answer(self, request: dict[str, Any], output: int, owner: int, answer: int) -> list[str] | None:
-        """Forks; returns None here, the request's arguments in the fork. output: where the fork prints. owner: the pipe
-        whose closing tells its guard that whoever asked is gone. answer: the socket of whoever asked.
+    def _answer(self, request: dict[str, Any], output: int, owner: int, answer: int) -> dict[str, Any] | None:
+        """Forks; returns None here, the request in the fork. output: where the fork prints. owner: the pipe whose
+        closing tells its guard that whoever asked is gone. answer: the socket of whoever asked.
         """
         asker = socket.socket(fileno=answer)
         if select.select([asker], [], [], 0)[0]:  # its other end was closed, as it says nothing itself: given up
@@ -95,7 +132,8 @@ class ForkServer:
         guard = os.fork()
         if not guard:
             try:
-                return self._become(request, output, owner, asker)
+                self._become(request, output, owner, asker)
+                return request
             except BaseException:  # noqa: BLE001  in the fork: the server must not go on twice
                 traceback.print_exc()
                 os._exit(127)
@@ -105,7 +143,7 @@ class ForkServer:
         _tell(asker, "pid", guard)
         return None
 
-    def _become(self, request: dict[str, Any], output: int, owner: int, asker: socket.socket) -> list[str]:
+    def _become(self, request: dict[str, Any], output: int, owner: int, asker: socket.socket) -> None:
         """In the fork: forks once more. The parent becomes the guard of its child, which alone returns.
 
         The guard is exec'd, so that of two processes only the engine's holds what was imported.
@@ -120,21 +158,23 @@ class ForkServer:
         for process, (_, other) in self._running.items():
             os.close(process)
             other.close()
-        self._control.close()
-        asker.close()
+        for end in self._commands_end:
+            os.close(end)
+        for theirs in (*self._controls, *([self._listener] if self._listener else [])):
+            theirs.close()
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
         tempfile.tempdir = None  # found anew, from the environment
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # a guard that does not listen yet must not end alone
-        engine = os.fork()
-        if engine:
+        guarded = os.fork()
+        if guarded:
+            _tell(asker, "child", guarded)
             os.set_inheritable(owner, True)
-            os.execv(sys.executable, [sys.executable, "-I", "-S", self._guard, str(owner), "--adopt", str(engine)])
+            os.execv(sys.executable, [sys.executable, "-I", "-S", self._guard, str(owner), "--adopt", str(guarded)])
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(owner)
-        arguments: list[str] = request["arguments"]
-        return arguments
+        asker.close()
 
 
 def _tell(asker: socket.socket, word: str, number: int) -> None:
@@ -167,16 +207,48 @@ def fork_engine_cores() -> None:
     CpuPlatform.check_and_update_config = classmethod(check_and_fork)  # type: ignore[assignment, method-assign]
 
 
+def inspect_models_here() -> None:
+    """Has vLLM look at a model's class in this process. It starts another one for that, which imports everything again,
+    so that no GPU is touched too early; without a GPU there is none.
+    """
+    from vllm.model_executor.models import registry
+
+    registry._run_in_subprocess = lambda look: look()  # type: ignore[assignment]
+
+
+def keep_frozen() -> None:
+    """Garbage is looked for among a fork's own objects only. When an engine ends vLLM unfreezes everything, and looks
+    twice through all that was imported: a second each time, and it copies the pages that forks share.
+    """
+    gc.freeze = gc.unfreeze = lambda: None
+
+
+def compile_nothing_if_told() -> None:
+    """What `TORCHDYNAMO_DISABLE=1` does when it is there before torch is imported."""
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        import torch._dynamo
+
+        torch._dynamo.config.disable = True
+
+
 def main(control_fd: int, guard: str) -> None:
     """The server, and in each fork what was asked of it."""
     control = socket.socket(fileno=control_fd)
     preload()
-    arguments = ForkServer(control, guard).serve()
-    if arguments is None:
-        os._exit(0)  # what was imported has nothing to tidy up
-    sys.argv = [CHILD, *arguments]
+    with contextlib.suppress(OSError):  # nobody waits for it any more
+        control.send(b"ready")
+    server = ForkServer(guard, [control])
+    while (request := server.serve()) and "command" in request:
+        server = ForkServer.of_command(guard, request["command"], request["socket"])
+    if not request:
+        # What was imported has nothing to tidy up.
+        os._exit(server.code if server.code >= 0 else 128 - server.code)
+    sys.argv = [CHILD, *request["arguments"]]
+    keep_frozen()
+    compile_nothing_if_told()
     fork_engine_cores()
-    child.main(arguments)
+    inspect_models_here()
+    child.main(request["arguments"])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.engine import end_fork_servers
+from labkit.engine import end_fork_servers, guards_of_forks
 from labkit.errors import CheckFailed, LabError
 from labkit.lab import frontend, notebook
 from labkit.lab.binding import Binding
@@ -104,13 +104,12 @@ class Telling(Binding):
         self.free_scratch()
         end_fork_servers(idle_only=True)  # one whose engine still runs is told of below
         me = psutil.Process()
-        children = [child for child in me.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
-        print(
-            f"End of {self.name}. This kernel holds {me.memory_info().rss / 1e6:,.0f} MB; {len(children)} engines run."
-        )
+        left = {child.pid for child in me.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE}
+        left |= set(guards_of_forks())
+        print(f"End of {self.name}. This kernel holds {me.memory_info().rss / 1e6:,.0f} MB; {len(left)} engines run.")
         print("Stop the kernel (Kernel > Shut Down) to give that back, and your workbench when you leave.")
-        if children:
-            raise LabError(f"{len(children)} processes of this lab still run", fix="restart the kernel; it ends them")
+        if left:
+            raise LabError(f"{len(left)} processes of this lab still run", fix="restart the kernel; it ends them")
         token, path = os.environ.get("LABKIT_END_TOKEN"), os.environ.get("LABKIT_END_FILE")
         if token and path:
             Path(path).write_text(token, encoding="utf-8")

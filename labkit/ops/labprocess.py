@@ -23,7 +23,7 @@ from labkit.ops.execute import DEAD_KERNEL, KERNEL, Job
 from labkit.ops.notebooks import Lab, describe_cell, last_started_cell
 from labkit.ops.records import Failure, LabResult, Skip, Verdict
 from labkit.ops.text import duration, plain
-from labkit.processes import Child, log_tail
+from labkit.processes import Child, Launch, guarded, log_tail
 from labkit.quiet import FOLDER
 
 KERNEL_START_SECONDS = 300  # a kernel on a busy machine; papermill's 60 have been too few
@@ -39,6 +39,7 @@ class Setup:
     scratch: Path
     env: Mapping[str, str]
     timeout_seconds: float
+    launch: Launch = guarded
 
 
 def write_kernel(scratch: Path) -> Path:
@@ -98,7 +99,7 @@ class RunningLab:
         }
         self._began = time.monotonic()
         command = [sys.executable, "-m", "labkit.ops.execute", str(job_file)]
-        self._child = Child(command, self._log, env=env, cwd=lab.path.parent)
+        self._child = Child(command, self._log, env, lab.path.parent, setup.launch)
 
     @property
     def _executed(self) -> Path:

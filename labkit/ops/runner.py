@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from labkit.engine import Lender
 from labkit.ops.labprocess import RunningLab, Setup, write_kernel
 from labkit.ops.notebooks import Lab
 from labkit.ops.plan import values_for
@@ -59,9 +60,17 @@ class _Run:
         self._measuring: RunningLab | None = None
         run = output.name if prepared.output is None else _run_id()
         self._tally = Tally(prepared, output, run, tell)
-        self._setup = Setup(output, scratch, _environment(prepared, run, scratch), prepared.timeout_seconds)
+        self._lender = Lender()
+        env = _environment(prepared, run, scratch)
+        self._setup = Setup(output, scratch, env, prepared.timeout_seconds, self._lender.launch)
 
     def go(self, signals: StopSignals) -> RunReport:
+        try:
+            return self._go(signals)
+        finally:
+            self._lender.stop()
+
+    def _go(self, signals: StopSignals) -> RunReport:
         self._tally.write()
         while (self._waiting or self._running) and not signals.received:
             self._skip_impossible()
@@ -74,6 +83,8 @@ class _Run:
                     self._running.remove(running)
                     self._tally.end(result)
             self._arrange()
+            if self._waiting and self._measuring is None:
+                self._lender.listen()
         if signals.received and (self._waiting or self._running):
             self._stop_all(signals.name)
         return self._tally.close()

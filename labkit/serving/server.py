@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from labkit import hardware, processes
 from labkit.engine import CHILD, engine_env, launch, model_length, scratch_env, telling_lines
@@ -29,6 +29,9 @@ from labkit.errors import ProcessFailed, UsageError
 from labkit.profiles import Engine
 from labkit.serving.refusals import remedy
 from labkit.serving.settings import quick_env
+
+if TYPE_CHECKING:
+    import httpx
 
 HOST = "127.0.0.1"
 KEY_VARIABLE = "VLLM_API_KEY"  # vLLM looks there; a command line can be read by every user
@@ -55,7 +58,11 @@ class Server:
         engine: Engine,
         deadline_seconds: float,
     ) -> None:
+        import httpx
+
         self._child, self._scratch = child, scratch
+        # One for all questions: each new one reads the certificates of all authorities, 40 ms of a core.
+        self._client = httpx.Client(timeout=5.0, trust_env=False, headers={"Authorization": f"Bearer {key}"})
         self._began, self._deadline_seconds = time.monotonic(), deadline_seconds
         self.port, self.key, self.model = port, key, model
         self.context, self.compiled = engine.max_model_len, not engine.enforce_eager
@@ -88,13 +95,10 @@ class Server:
 
     def is_ready(self) -> bool:
         """Whether it has answered yet. Raises ProcessFailed if it has ended or is late: stop it then."""
-        import httpx
-
         self.require_alive()
         if self.ready_seconds:
             return True
-        with httpx.Client(timeout=5.0, trust_env=False, headers={"Authorization": f"Bearer {self.key}"}) as client:
-            answers = self.model in _models(client, self.url)
+        answers = self.model in _models(self._client, self.url)
         waited = time.monotonic() - self._began
         if answers:
             self.ready_seconds = waited
@@ -110,6 +114,7 @@ class Server:
     def stop(self) -> None:
         """Ends all of the server's processes; returns when none is left."""
         self._child.stop()
+        self._client.close()
         self._scratch.cleanup()
 
     def curl(self, key: str = f"${KEY_VARIABLE}") -> str:
@@ -146,7 +151,7 @@ def logged_gib(log: Path, begin: int = 0) -> float:
     return float(found[-1]) if found else 0.0
 
 
-def _models(client: Any, url: str) -> list[str]:
+def _models(client: httpx.Client, url: str) -> list[str]:
     """The names that a server answers to; none while it does not answer."""
     import httpx
 
