@@ -44,7 +44,7 @@ class Finished:
 class Guard(Protocol):
     """The process that guards a child: a `subprocess.Popen`, or what has its ways; pid is 0 until it starts.
 
-    It may have an `uncounted`, a process below it whose memory is none of the child's.
+    It may have `lends`, the pid of a process below it that is a fork server (0: none); see tree_bytes.
     """
 
     @property
@@ -118,35 +118,44 @@ class Child:
         pid = self._process.pid
         if pid and time.monotonic() >= self._next_look:
             began = time.thread_time()  # not the clock: one look that waits for a busy core would blind us for long
-            self.peak_bytes = max(self.peak_bytes, tree_bytes(pid, getattr(self._process, "uncounted", 0)))
+            self.peak_bytes = max(self.peak_bytes, tree_bytes(pid, getattr(self._process, "lends", 0)))
             self._next_look = time.monotonic() + (time.thread_time() - began) / LOOK_SHARE
         return self._process.poll()
 
     def finished(self) -> Finished:
         return Finished(self._process.wait(), time.monotonic() - self._began, self.peak_bytes, self.log)
 
-    def stop(self) -> None:
-        """Ends the child and all that it started; returns when none is left."""
+    def ask_to_stop(self) -> None:
+        """Begins to end the child, without waiting for it."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+
+    def stop(self) -> None:
+        """Ends the child and all that it started; returns when none is left."""
+        self.ask_to_stop()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         if self._write_end >= 0:
             os.close(self._write_end)
             self._write_end = -1
 
 
-def tree_bytes(pid: int, uncounted: int = 0) -> int:
-    """Resident bytes of a process and all below it, but for one; shared pages count once for each process."""
+def tree_bytes(pid: int, lends: int = 0) -> int:
+    """Resident bytes of a process and all below it; shared pages count once for each process.
+
+    lends: a fork server that runs something below it; it counts while it has other children too, its forks.
+    """
     total = 0
     try:
         root = psutil.Process(pid)
-        for process in [root, *root.children(recursive=True)]:
+        tree = [root, *root.children(recursive=True)]
+        asked = lends and sum(process.ppid() == lends for process in tree) > 1
+        for process in tree:
             try:
-                total += process.memory_info().rss if process.pid != uncounted else 0
+                total += process.memory_info().rss if asked or process.pid != lends else 0
             except psutil.Error:
                 continue  # it ended while we looked
     except psutil.Error:

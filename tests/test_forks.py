@@ -143,20 +143,42 @@ def test_whoever_asks_how_an_engine_is_does_not_wait_for_its_server_to_import(tm
         assert engines() == [], "no fork yet, and still there was an answer"
 
 
-IDLE = f"""
-import importlib.util, socket
+HERE = f"""
+import importlib.util, os, socket, sys, threading
 spec = importlib.util.spec_from_file_location("forkserver", {str(forked.SERVER)!r})
 server = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(server)
+"""
+IDLE = f"""
+{HERE}
 server.IDLE_SECONDS = 0.1
 owner, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-print(server.ForkServer(control, "").serve())
+print(server.ForkServer("", [control]).serve())
 """
 
 
 def test_a_server_of_which_nothing_is_asked_ends_by_itself() -> None:
     done = subprocess.run([sys.executable, "-c", IDLE], capture_output=True, text=True, timeout=120)
     assert done.stdout == "None\n", done.stderr
+
+
+NO_FORK = f"""
+{HERE}
+from labkit.engine import forked
+def too_many():
+    raise BlockingIOError("Resource temporarily unavailable")
+server.os.fork = too_many
+ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+threading.Thread(target=server.ForkServer("", [its]).serve, daemon=True).start()
+asked, (owner, _) = forked.ForkServer(ours), os.pipe()
+fork = asked.fork([sys.executable, "-c", "print('anew')"], 1, dict(os.environ), None, owner)
+print(fork.wait(60), asked.alive, asked.useless)
+"""
+
+
+def test_where_a_server_can_fork_no_more_a_new_process_is_started_and_the_server_stays() -> None:
+    done = subprocess.run([sys.executable, "-c", NO_FORK], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "anew\n0 True False\n", done.stderr
 
 
 def test_an_engine_that_is_stopped_before_its_server_is_ready_never_starts(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.processes_left import engines, wait_until, words
 
 pytestmark = pytest.mark.skipif(hardware.engine_build() != "cpu", reason="engines are forked on a CPU only")
 
-# A lab: what its engine says of itself, and its own parent.
+# A lab: what its engine, which runs for a second, says of itself; and the lab's own parent.
 LAB = """
 import json, os, sys
 from pathlib import Path
@@ -27,7 +27,8 @@ from labkit.lab.notebook import quiet_libraries
 from labkit.profiles import TINY
 
 quiet_libraries()
-asked = "import os, sys; grandparent = open(f'/proc/{os.getppid()}/stat').read().rsplit(')', 1)[1].split()[1]; "
+asked = "import os, sys, time; time.sleep(1); "
+asked += "grandparent = open(f'/proc/{os.getppid()}/stat').read().rsplit(')', 1)[1].split()[1]; "
 asked += "answer = [int(grandparent), 'vllm' in sys.modules]"
 folder = Path(sys.argv[1])
 more = {"OMP_NUM_THREADS": "1"} if sys.argv[2:] else {}
@@ -137,7 +138,7 @@ def test_a_lent_lab_that_is_stopped_leaves_nothing(lender: Lender, tmp_path: Pat
     assert not [process for process in below if process.is_running()]
 
 
-def test_what_is_lent_counts_for_no_labs_memory(lender: Lender, tmp_path: Path) -> None:
+def test_what_is_lent_counts_for_a_lab_only_while_its_engines_run(lender: Lender, tmp_path: Path) -> None:
     with processes.start(["sleep", "600"], tmp_path / "log", launch=lender.launch) as child:
         guard = psutil.Process(child.pid)
         assert wait_until(lambda: len(guard.children(recursive=True)) == 2)
@@ -146,6 +147,9 @@ def test_what_is_lent_counts_for_no_labs_memory(lender: Lender, tmp_path: Path) 
         while time.monotonic() < until:
             assert child.poll() is None
         assert 1e6 < child.peak_bytes < 100e6
+    child = processes.Child([sys.executable, "-c", LAB, str(tmp_path)], tmp_path / "log", None, None, lender.launch)
+    assert wait_until(lambda: child.poll() is not None)
+    assert child.finished().peak_bytes > 300e6
 
 
 def test_a_lab_whose_server_is_killed_ends_with_it(tmp_path: Path, lender: Lender) -> None:
@@ -171,6 +175,35 @@ def test_a_run_with_a_long_temporary_folder_lends_nothing_and_runs(
     finally:
         lender.stop()
     assert list(folder.iterdir()) == []
+
+
+def test_nobody_is_granted_silence_while_the_server_imports() -> None:
+    lender = Lender()
+    try:
+        assert lender.settled
+        lender._server = forked.OwnForkServer(sys.executable, {"LABKIT_NOTHING": "1"})
+        assert not lender.settled
+        assert wait_until(lambda: lender.settled)
+        assert lender._server.ready
+    finally:
+        lender.stop()
+
+
+def test_a_server_that_idled_away_starts_again_for_the_next_lab_that_tells(tmp_path: Path) -> None:
+    lender = Lender()
+    try:
+        lab(lender, tmp_path / "first")
+        lender.listen()
+        before = lender._server
+        assert before
+        before.stop()
+        lab(lender, tmp_path / "second")
+        lender.listen()
+        assert lender._server
+        assert lender._server is not before
+        assert lender._server.alive
+    finally:
+        lender.stop()
 
 
 def test_no_server_starts_that_no_lab_has_asked_for() -> None:

@@ -89,10 +89,10 @@ def test_a_look_that_had_to_wait_for_a_core_does_not_blind_the_next_ones(
 ) -> None:
     look = processes.tree_bytes
 
-    def waits_first(pid: int) -> int:
+    def waits_first(pid: int, lends: int = 0) -> int:
         monkeypatch.setattr(processes, "tree_bytes", look)
         time.sleep(0.5)  # by the clock, 25 s until the next look
-        return look(pid)
+        return look(pid, lends)
 
     monkeypatch.setattr(processes, "tree_bytes", waits_first)
     grows_later = "import time; time.sleep(1); block = b'x' * 200_000_000; time.sleep(1)"

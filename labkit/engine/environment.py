@@ -53,7 +53,7 @@ def scratch_env(folder: Path) -> dict[str, str]:
 
     Where its path is too long for a socket's name (107 bytes) the engine keeps the usual one.
     """
-    if len(str(folder)) > LONGEST_SOCKET_FOLDER:
+    if len(os.fsencode(folder)) > LONGEST_SOCKET_FOLDER:
         return {}
     folder.mkdir()
     return {"TMPDIR": str(folder)}

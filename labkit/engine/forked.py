@@ -51,8 +51,8 @@ class Forked:
         return self._new.pid if self._new else self._pid
 
     @property
-    def uncounted(self) -> int:
-        """The process below it whose memory is its server's, and is not counted again; 0 if there is none."""
+    def lends(self) -> int:
+        """The process below it that is a fork server itself, 0 if there is none."""
         return self._child if self._lends else 0
 
     def poll(self) -> int | None:
@@ -91,25 +91,27 @@ class Forked:
         """Takes in what the server tells of this fork, if it does within `timeout` seconds."""
         if not self.waits or not _readable(self._answers, timeout):
             return
-        word, _, number = self._answers.recv(64).decode().partition(" ")
+        word, *numbers = self._answers.recv(64).decode().split(" ")
         if word == "pid":
-            self._pid = int(number)
+            self._pid, self._child = map(int, numbers)
             self._close_files()
             self._hear(0.0)
-        elif word == "child":
-            self._child = int(number)
-            self._hear(0.0)
         elif word == "code":
-            self._end(int(number))
+            self._end(int(numbers[0]))
+        elif word == "no":  # it could not fork
+            self._start_anew()
         else:  # the server has ended
             self._server.stop()
             if self._pid:  # its guard has ended the forks with it
                 self._end(128 + signal.SIGKILL)
             else:
                 self._server.useless = True
-                self._new = self._anew()
-                self._answers.close()
-                self._close_files()
+                self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._new = self._anew()
+        self._answers.close()
+        self._close_files()
 
     def _end(self, code: int) -> None:
         self._code = code

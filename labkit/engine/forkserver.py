@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -104,7 +105,10 @@ class ForkServer:
 
     def _hear(self, control: socket.socket) -> dict[str, Any] | None:
         """Takes a request, or that its sender is gone; returns it in the fork that was asked for."""
-        message, files, _, _ = socket.recv_fds(control, 2**20, 3, socket.MSG_CMSG_CLOEXEC)
+        try:
+            message, files, _, _ = socket.recv_fds(control, 2**20, 3, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:  # gone without having read that this is ready
+            message, files = b"", []
         if message:
             return self._answer(json.loads(message), *files)
         self._controls.remove(control)
@@ -123,14 +127,15 @@ class ForkServer:
         closing tells its guard that whoever asked is gone. answer: the socket of whoever asked.
         """
         asker = socket.socket(fileno=answer)
-        if select.select([asker], [], [], 0)[0]:  # its other end was closed, as it says nothing itself: given up
-            asker.close()
-            os.close(output)
-            os.close(owner)
-            return None
-        sys.stdout.flush()
-        guard = os.fork()
-        if not guard:
+        guard = None
+        given_up, _, _ = select.select([asker], [], [], 0)  # its other end was closed, as it says nothing itself
+        if not given_up:
+            sys.stdout.flush()
+            try:
+                guard = os.fork()
+            except OSError:  # there is no memory, or there are too many processes; a new process may come through
+                _tell(asker, "no")
+        if guard == 0:
             try:
                 self._become(request, output, owner, asker)
                 return request
@@ -139,14 +144,16 @@ class ForkServer:
                 os._exit(127)
         os.close(output)
         os.close(owner)
-        self._running[os.pidfd_open(guard)] = (guard, asker)
-        _tell(asker, "pid", guard)
+        if guard is None:
+            asker.close()
+        else:
+            self._running[os.pidfd_open(guard)] = (guard, asker)
         return None
 
     def _become(self, request: dict[str, Any], output: int, owner: int, asker: socket.socket) -> None:
         """In the fork: forks once more. The parent becomes the guard of its child, which alone returns.
 
-        The guard is exec'd, so that of two processes only the engine's holds what was imported.
+        The guard is exec'd, so that of the two only the child holds what was imported.
         """
         os.setsid()
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -169,17 +176,21 @@ class ForkServer:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # a guard that does not listen yet must not end alone
         guarded = os.fork()
         if guarded:
-            _tell(asker, "child", guarded)
+            _tell(asker, "pid", os.getpid(), guarded)
             os.set_inheritable(owner, True)
-            os.execv(sys.executable, [sys.executable, "-I", "-S", self._guard, str(owner), "--adopt", str(guarded)])
+            try:
+                os.execv(sys.executable, [sys.executable, "-I", "-S", self._guard, str(owner), "--adopt", str(guarded)])
+            except OSError:
+                os.kill(guarded, signal.SIGKILL)  # nobody would guard it
+                raise
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(owner)
         asker.close()
 
 
-def _tell(asker: socket.socket, word: str, number: int) -> None:
+def _tell(asker: socket.socket, word: str, *numbers: int) -> None:
     with contextlib.suppress(OSError):  # nobody listens any more
-        asker.send(f"{word} {number}".encode())
+        asker.send(" ".join([word, *map(str, numbers)]).encode())
 
 
 def preload() -> None:
@@ -216,6 +227,17 @@ def inspect_models_here() -> None:
     registry._run_in_subprocess = lambda look: look()  # type: ignore[assignment]
 
 
+def draw_apart() -> None:
+    """What forks draw at random is not the same in all of them. Python's own generator sees to that itself, and torch's
+    begins the same in every process.
+    """
+    import numpy
+
+    numpy.random.seed()
+    if datasets := sys.modules.get("datasets.fingerprint"):
+        datasets.fingerprint_rng = random.Random()  # type: ignore[attr-defined]  # names files of a shared cache
+
+
 def keep_frozen() -> None:
     """Garbage is looked for among a fork's own objects only. When an engine ends vLLM unfreezes everything, and looks
     twice through all that was imported: a second each time, and it copies the pages that forks share.
@@ -239,11 +261,16 @@ def main(control_fd: int, guard: str) -> None:
         control.send(b"ready")
     server = ForkServer(guard, [control])
     while (request := server.serve()) and "command" in request:
-        server = ForkServer.of_command(guard, request["command"], request["socket"])
+        try:
+            server = ForkServer.of_command(guard, request["command"], request["socket"])
+        except OSError:
+            traceback.print_exc()
+            os._exit(127)
     if not request:
         # What was imported has nothing to tidy up.
         os._exit(server.code if server.code >= 0 else 128 - server.code)
     sys.argv = [CHILD, *request["arguments"]]
+    draw_apart()
     keep_frozen()
     compile_nothing_if_told()
     fork_engine_cores()

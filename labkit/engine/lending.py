@@ -29,7 +29,7 @@ WANTED = "wanted"
 LONGEST_FOLDER = 107 - len("/000-00000000")  # a socket's name has 107 bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # it may hold secrets
 class Environment:
     """What a fork server was started with, as far as it must be what an engine is to have."""
 
@@ -66,13 +66,13 @@ def lent(environment: Environment) -> ForkServer | None:
 
 
 class Lender:
-    """The run's side. Its server starts with the first environment that a lab asks for, and ends with `stop`."""
+    """The run's side. Its server starts with the first environment that a lab tells, and ends with `stop`."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="labkit-lending-", ignore_cleanup_errors=True)
         self._wanted = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._wanted.setblocking(False)
-        if len(self._folder.name) <= LONGEST_FOLDER:  # else no lab can tell, and each has its own
+        if len(os.fsencode(self._folder.name)) <= LONGEST_FOLDER:  # else no lab can tell, and each has its own
             self._wanted.bind(str(Path(self._folder.name) / WANTED))
         self._numbers = count()
         self._environment: Environment | None = None
@@ -82,8 +82,16 @@ class Lender:
         """Starts the server, if it was asked for; to be called again and again while further labs wait."""
         with suppress(BlockingIOError):
             told = Environment.from_json(self._wanted.recv(2**20).decode())
-            if not self._environment:
+            if self._server and not self._server.alive:  # nothing was asked of it for long, or it was killed
+                self._server.stop()
+                self._server = None
+            if not self._server:
                 self._environment, self._server = told, OwnForkServer(told.python, dict(told.variables))
+
+    @property
+    def settled(self) -> bool:
+        """Whether the server does nothing by itself just now: it imports for seconds once it has started."""
+        return not self._server or self._server.ready or not self._server.alive
 
     def launch(
         self, command: Sequence[str], output: int, env: Mapping[str, str], cwd: Path | None, owner: int

@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,8 +142,7 @@ class RunningLab:
     def ask_to_stop(self) -> None:
         """Begins to stop the lab without waiting for it, so that several can end at the same time."""
         self.stand(False)
-        with suppress(ProcessLookupError):  # it ended by itself
-            os.kill(self._child.pid, signal.SIGTERM)
+        self._child.ask_to_stop()
 
     def stop(self, reason: str) -> LabResult:
         """Ends the lab with all that it started."""

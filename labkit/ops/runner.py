@@ -133,7 +133,7 @@ class _Run:
             self._measuring = asking[0] if asking else None
         for running in self._running:
             running.stand(self._measuring not in (None, running))
-        if self._measuring:
+        if self._measuring and self._lender.settled:
             self._measuring.grant_quiet()
 
     def _start(self, lab: Lab, values: dict[str, Any]) -> None:
