@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from labkit import hardware
-from labkit.engine import end_fork_servers, forks
+from labkit.engine import end_fork_servers, forked
 from labkit.errors import ProcessFailed, UsageError
 from labkit.serving import Server, serve
 from labkit.serving.server import KEY_VARIABLE, logged_gib
@@ -75,7 +75,7 @@ def test_its_processes_have_the_settings_that_make_them_quick_on_a_cpu(server: S
     assert wanted.items() <= tree(server)[0].environ().items()
     large = [process for process in tree(server) if process.memory_info().rss > 2**28]
     assert len(large) == 2, "the API server and the engine core, which needs no worker beside it"
-    assert all(str(forks.SERVER) in process.cmdline() for process in large), (
+    assert all(str(forked.SERVER) in process.cmdline() for process in large), (
         "both are forks: a new one imports all again"
     )
 
