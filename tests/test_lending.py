@@ -48,9 +48,15 @@ def lab(lender: Lender, folder: Path, *more: str) -> list[int]:
     return found
 
 
+def servers() -> set[int]:
+    """The guards of the fork servers that are this process's children: a run's, and its own of other tests."""
+    return {child.pid for child in psutil.Process().children() if str(forked.SERVER) in words(child)}
+
+
 @pytest.fixture(scope="module")
 def lender(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lender]:
     """One that has been asked by a first lab, and is ready."""
+    before = servers()
     lender = Lender()
     try:
         parent, server, has_vllm = lab(lender, tmp_path_factory.mktemp("lender") / "first")
@@ -63,7 +69,7 @@ def lender(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lender]:
     finally:
         lender.stop()
     assert engines() == []
-    assert not [child for child in psutil.Process().children() if str(forked.SERVER) in words(child)]
+    assert servers() <= before
 
 
 def test_a_labs_engines_are_forks_of_what_the_run_lends_it(lender: Lender, tmp_path: Path) -> None:
