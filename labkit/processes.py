@@ -42,13 +42,15 @@ class Finished:
 
 
 class Guard(Protocol):
-    """The process that guards a child: a `subprocess.Popen`, or what has its ways; pid is 0 until it starts.
+    """The process that guards a child, with the ways of a `subprocess.Popen`; pid is 0 until it starts.
 
-    It may have `lends`, the pid of a process below it that is a fork server (0: none); see tree_bytes.
+    lends: the pid of a fork server below it that runs the child, 0 for none; see tree_bytes.
     """
 
     @property
     def pid(self) -> int: ...
+    @property
+    def lends(self) -> int: ...
     def poll(self) -> int | None: ...
     def wait(self, timeout: float | None = None) -> int: ...
     def send_signal(self, sig: int) -> None: ...
@@ -65,6 +67,12 @@ class Launch(Protocol):
     ) -> Guard: ...
 
 
+class Guarded(subprocess.Popen[bytes]):
+    """A guard that was started as a new process."""
+
+    lends = 0
+
+
 def guarded(
     command: Sequence[str],
     output: int,
@@ -72,9 +80,9 @@ def guarded(
     cwd: Path | None,
     owner: int,
     inherited: Sequence[int] = (),
-) -> subprocess.Popen[bytes]:
+) -> Guarded:
     """The usual `Launch`: a new process. inherited: file descriptors that the command keeps."""
-    return subprocess.Popen(
+    return Guarded(
         [sys.executable, "-I", "-S", str(GUARD), str(owner), "--", *command],
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -118,7 +126,7 @@ class Child:
         pid = self._process.pid
         if pid and time.monotonic() >= self._next_look:
             began = time.thread_time()  # not the clock: one look that waits for a busy core would blind us for long
-            self.peak_bytes = max(self.peak_bytes, tree_bytes(pid, getattr(self._process, "lends", 0)))
+            self.peak_bytes = max(self.peak_bytes, tree_bytes(pid, self._process.lends))
             self._next_look = time.monotonic() + (time.thread_time() - began) / LOOK_SHARE
         return self._process.poll()
 

@@ -55,7 +55,8 @@ OWNERS = ("labkit.numerics", "labkit.simulation", *TRAINING)  # pure torch, and 
 STANDALONE = {
     "labkit.guard": set(),
     "labkit.engine.child": {"vllm", "torch"},
-    "labkit.engine.forkserver": {"vllm", "torch", "numpy"},
+    "labkit.engine.forkserver": set(),
+    "labkit.engine.imported": {"vllm", "torch", "numpy"},
     "labkit.pipeline.definition": {"kfp"},
 }
 

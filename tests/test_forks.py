@@ -8,6 +8,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ SERVER_OF = "import os; answer = int(open(f'/proc/{os.getppid()}/stat').read().r
 def run(source: str, tmp_path: Path, env: dict[str, str] | None = None, **job: object) -> Any:
     log = tmp_path / "log"
     return run_script(source, job, log=log, engine=TINY.engine, offline=True, deadline_seconds=120, env=env)
+
+
+@contextmanager
+def engine(folder: Path, source: str = "import time; time.sleep(600)") -> Iterator[processes.Child]:
+    """A started engine that runs a script, for the length of a `with` block."""
+    (folder / "script.py").write_text(source)
+    (folder / "job.json").write_text("{}")
+    command = [processes.engine_python(), str(CHILD), str(folder)]
+    with processes.start(command, folder / "log", engine_env(TINY.engine, offline=True), launch=launch) as child:
+        yield child
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,9 +103,22 @@ answer = [answer, sum(torch._dynamo.utils.counters["frames"].values())]
 
 
 def test_an_engine_that_ends_looks_for_garbage_among_its_own_objects_only(tmp_path: Path) -> None:
-    asked = "import gc; gc.unfreeze(); gc.freeze(); answer = [len(gc.get_objects()), gc.get_freeze_count()]"
+    """vLLM unfreezes what was frozen, and then looks."""
+    asked = "import gc; gc.unfreeze(); answer = [len(gc.get_objects()), gc.get_freeze_count()]"
     own, imported = run(asked, tmp_path)
     assert own < imported / 10
+
+
+def test_vllm_looks_at_a_models_class_in_the_fork_itself(tmp_path: Path) -> None:
+    asked = "import os; from vllm.model_executor.models import registry; "
+    assert run(asked + "answer = registry._run_in_subprocess(os.getpid) == os.getpid()", tmp_path)
+
+
+def test_forks_draw_apart_where_they_have_not_said_from_which_seed(tmp_path: Path) -> None:
+    asked = "import numpy, random; from datasets import fingerprint; "
+    asked += "answer = [numpy.random.rand(), random.random(), fingerprint.generate_random_fingerprint()]"
+    one, other = run(asked, tmp_path), run(asked, tmp_path)
+    assert not set(one) & set(other)
 
 
 def test_another_environment_has_another_server_and_no_more_stay_than_may(tmp_path: Path) -> None:
@@ -111,11 +135,8 @@ def test_the_switch_starts_every_engine_anew(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_server_that_ends_while_it_imports_is_done_without(tmp_path: Path) -> None:
-    command = [processes.engine_python(), str(CHILD), str(tmp_path)]
-    (tmp_path / "script.py").write_text("answer = 'here'")
-    (tmp_path / "job.json").write_text("{}")
     end_fork_servers()
-    with processes.start(command, tmp_path / "log", engine_env(TINY.engine, offline=True), launch=launch) as child:
+    with engine(tmp_path, "answer = 'here'") as child:
         assert wait_until(lambda: len(fork_servers()) == 2)
         os.kill(newest_server(), signal.SIGKILL)
         assert wait_until(lambda: child.poll() is not None)
@@ -134,11 +155,8 @@ def test_a_server_that_is_killed_takes_its_engines_along_and_the_next_one_has_an
 
 
 def test_whoever_asks_how_an_engine_is_does_not_wait_for_its_server_to_import(tmp_path: Path) -> None:
-    command = [processes.engine_python(), str(CHILD), str(tmp_path)]
-    (tmp_path / "script.py").write_text("import time; time.sleep(600)")
-    (tmp_path / "job.json").write_text("{}")
     end_fork_servers()
-    with processes.start(command, tmp_path / "log", engine_env(TINY.engine, offline=True), launch=launch) as child:
+    with engine(tmp_path) as child:
         assert child.poll() is None
         assert engines() == [], "no fork yet, and still there was an answer"
 
@@ -182,11 +200,8 @@ def test_where_a_server_can_fork_no_more_a_new_process_is_started_and_the_server
 
 
 def test_an_engine_that_is_stopped_before_its_server_is_ready_never_starts(tmp_path: Path) -> None:
-    command = [processes.engine_python(), str(CHILD), str(tmp_path)]
-    (tmp_path / "script.py").write_text(f"answer = open({str(tmp_path / 'ran')!r}, 'w').close()")
-    (tmp_path / "job.json").write_text("{}")
     end_fork_servers()
-    with processes.start(command, tmp_path / "log", engine_env(TINY.engine, offline=True), launch=launch):
+    with engine(tmp_path, f"answer = open({str(tmp_path / 'ran')!r}, 'w').close()"):
         pass
     assert run("answer = 1", tmp_path) == 1, "the server lives, and answers the next one"
     assert not (tmp_path / "ran").exists()
@@ -214,22 +229,15 @@ run_script(script, {{}}, log=Path({str(tmp_path / "log")!r}), engine=TINY.engine
 def test_a_guard_does_not_end_before_its_engine_however_early_it_is_told_to(tmp_path: Path) -> None:
     """The signal comes as soon as there is a process, which may not be the guard's program yet."""
     run("answer = 1", tmp_path)
-    command = [processes.engine_python(), str(CHILD), str(tmp_path)]
-    (tmp_path / "script.py").write_text("import time; time.sleep(600)")
-    (tmp_path / "job.json").write_text("{}")
     for _ in range(10):
-        child = processes.Child(command, tmp_path / "log", engine_env(TINY.engine, offline=True), launch=launch)
-        os.kill(child.pid, signal.SIGTERM)
-        assert wait_until(lambda child=child: child.poll() is not None)
-        child.stop()
+        with engine(tmp_path) as child:
+            os.kill(child.pid, signal.SIGTERM)
+            assert wait_until(lambda child=child: child.poll() is not None)
         assert engines() == []
 
 
 def test_only_servers_without_an_engine_are_ended_where_an_engine_that_was_left_is_to_be_told(tmp_path: Path) -> None:
-    command = [processes.engine_python(), str(CHILD), str(tmp_path)]
-    (tmp_path / "script.py").write_text("import time; time.sleep(600)")
-    (tmp_path / "job.json").write_text("{}")
-    with processes.start(command, tmp_path / "log", engine_env(TINY.engine, offline=True), launch=launch) as child:
+    with engine(tmp_path) as child:
         assert child.pid
         end_fork_servers(idle_only=True)
         assert engines(), "the engine runs on, and its lab's end says so"

@@ -34,7 +34,7 @@ class Forked:
         self,
         server: ForkServer,
         answers: socket.socket,
-        anew: Callable[[], subprocess.Popen[bytes]],
+        anew: Callable[[], processes.Guard],
         files: Sequence[int],
         *,
         lends: bool = False,
@@ -42,7 +42,7 @@ class Forked:
         self._server, self._answers, self._anew, self._files, self._lends = server, answers, anew, list(files), lends
         self._pid = self._child = 0
         self._code: int | None = None
-        self._new: subprocess.Popen[bytes] | None = None
+        self._new: processes.Guard | None = None
 
     @property
     def pid(self) -> int:
@@ -148,7 +148,7 @@ class ForkServer:
 
     def fork(
         self, command: Sequence[str], output: int, env: Mapping[str, str], cwd: Path | None, owner: int
-    ) -> Forked | subprocess.Popen[bytes]:
+    ) -> processes.Guard:
         """A `Launch` for commands that begin with an interpreter and child.py."""
         return self.ask({"arguments": list(command[2:])}, command, output, env, cwd, owner)
 
@@ -160,7 +160,7 @@ class ForkServer:
         env: Mapping[str, str],
         cwd: Path | None,
         owner: int,
-    ) -> Forked | subprocess.Popen[bytes]:
+    ) -> processes.Guard:
         """What the server makes of a request; `command` is started where it can't."""
         message = json.dumps({**request, "env": dict(env), "cwd": str(cwd or Path.cwd())}).encode()
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
-import importlib
 import importlib.util
 import json
 import os
-import random
 import select
 import signal
 import socket
@@ -27,28 +24,23 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "child.py")
-_spec = importlib.util.spec_from_file_location("engine_child", CHILD)
-assert _spec is not None
-assert _spec.loader is not None
-child = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(child)  # it mends things, here and in processes that vLLM spawns
+HERE = os.path.dirname(os.path.abspath(__file__))
+CHILD = os.path.join(HERE, "child.py")
 
-# What a fork server imports: the entrances of vLLM and of lm-eval, and what vLLM imports late, when an engine starts.
-PRELOADED = (
-    "vllm.entrypoints.llm",
-    "vllm.entrypoints.cli.main",
-    "vllm.entrypoints.cli.serve",
-    "vllm.entrypoints.openai.api_server",
-    "vllm.benchmarks.serve",
-    "vllm.v1.engine.core",
-    "vllm.v1.executor.uniproc_executor",
-    "vllm.v1.worker.cpu_worker",
-    "lm_eval.tasks",
-    "lm_eval.models.vllm_causallms",
-    "lm_eval.models.huggingface",
-    "datasets",
-)
+
+def _load(path: str) -> Any:
+    """A module by its path."""
+    spec = importlib.util.spec_from_file_location("labkit_" + os.path.basename(path).removesuffix(".py"), path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+child = _load(CHILD)  # it mends things, here and in processes that vLLM spawns
+imported = _load(os.path.join(HERE, "imported.py"))
+
 IDLE_SECONDS = 600.0  # that long a fork server waits for a request before it gives its memory back
 PR_SET_CHILD_SUBREAPER = 36
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # what ends a guard
@@ -193,70 +185,10 @@ def _tell(asker: socket.socket, word: str, *numbers: int) -> None:
         asker.send(" ".join([word, *map(str, numbers)]).encode())
 
 
-def preload() -> None:
-    """Imports what engines need. What is missing or broken is left for the fork that needs it to tell."""
-    for name in PRELOADED:
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # forks share these pages as long as nobody writes to them, and looking for garbage does
-
-
-def fork_engine_cores() -> None:
-    """A server forks its engine core, as vLLM does it on a GPU; the CPU platform asks for a new process instead, which
-    imports everything again. One that is split over several workers still gets new ones: it forks beside its threads.
-    """
-    from vllm.platforms.cpu import CpuPlatform
-
-    check = CpuPlatform.check_and_update_config
-
-    def check_and_fork(_: type, config: Any) -> None:
-        check(config)
-        if config.parallel_config.world_size == 1:
-            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-
-    CpuPlatform.check_and_update_config = classmethod(check_and_fork)  # type: ignore[assignment, method-assign]
-
-
-def inspect_models_here() -> None:
-    """Has vLLM look at a model's class in this process. It starts another one for that, which imports everything again,
-    so that no GPU is touched too early; without a GPU there is none.
-    """
-    from vllm.model_executor.models import registry
-
-    registry._run_in_subprocess = lambda look: look()  # type: ignore[assignment]
-
-
-def draw_apart() -> None:
-    """What forks draw at random is not the same in all of them. Python's own generator sees to that itself, and torch's
-    begins the same in every process.
-    """
-    import numpy
-
-    numpy.random.seed()
-    if datasets := sys.modules.get("datasets.fingerprint"):
-        datasets.fingerprint_rng = random.Random()  # type: ignore[attr-defined]  # names files of a shared cache
-
-
-def keep_frozen() -> None:
-    """Garbage is looked for among a fork's own objects only. When an engine ends vLLM unfreezes everything, and looks
-    twice through all that was imported: a second each time, and it copies the pages that forks share.
-    """
-    gc.freeze = gc.unfreeze = lambda: None
-
-
-def compile_nothing_if_told() -> None:
-    """What `TORCHDYNAMO_DISABLE=1` does when it is there before torch is imported."""
-    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
-        import torch._dynamo
-
-        torch._dynamo.config.disable = True
-
-
 def main(control_fd: int, guard: str) -> None:
     """The server, and in each fork what was asked of it."""
     control = socket.socket(fileno=control_fd)
-    preload()
+    imported.preload()
     with contextlib.suppress(OSError):  # nobody waits for it any more
         control.send(b"ready")
     server = ForkServer(guard, [control])
@@ -270,11 +202,7 @@ def main(control_fd: int, guard: str) -> None:
         # What was imported has nothing to tidy up.
         os._exit(server.code if server.code >= 0 else 128 - server.code)
     sys.argv = [CHILD, *request["arguments"]]
-    draw_apart()
-    keep_frozen()
-    compile_nothing_if_told()
-    fork_engine_cores()
-    inspect_models_here()
+    imported.settle_in()
     child.main(request["arguments"])
 
 
