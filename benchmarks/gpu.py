@@ -35,6 +35,7 @@ from labkit.checkpoint import load_tokenizer, short_name
 from labkit.errors import DataError, LabError
 from labkit.hardware import stack_versions, this_machine
 from labkit.numerics import E4M3, dequantize, quantize, scale_for
+from labkit.numerics.formats import Granularity
 from labkit.ops import text
 from labkit.tiny import TOKENIZER_FILES, WEIGHTS
 from tools.tables import markdown_table
@@ -127,6 +128,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 if every part could be measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, with tiny shapes")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        choices=range(1, 6),
+        default=2,
+        help="quantizes by each side, of which the table has the mean",
+    )
     parser.add_argument("--output", metavar="FILE", help="keep the table there, as Markdown")
     arguments = parser.parse_args(argv)
     if not arguments.dry_run and not torch.cuda.is_available():
@@ -137,8 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="labkit-gpu-") as folder:
         parts: dict[str, Callable[[], list[list[str]]]] = {
             "matrix products": lambda: products(sizes, device),
-            "FP8 of a model": lambda: quantize_a_model(Path(folder), sizes, device, "fp8"),
-            "INT8 of a model": lambda: quantize_a_model(Path(folder), sizes, device, "gptq"),
+            "FP8 of a model": lambda: quantize_a_model(Path(folder), sizes, device, "fp8", arguments.pairs),
+            "INT8 of a model": lambda: quantize_a_model(Path(folder), sizes, device, "gptq", arguments.pairs),
             "tests": run_tests,
         }
         for name, part in parts.items():
@@ -181,20 +189,18 @@ def _product(
     copies = max(1, BYTES_BETWEEN_REUSES // (outputs * inputs)) if device == "cuda" else 1
     weights = [torch.randn(outputs, inputs, device=device, dtype=torch.bfloat16) for _ in range(copies)]
     x = torch.randn(tokens, inputs, device=device, dtype=torch.bfloat16)
-    by_row = [
-        (quantize(w, scale := scale_for(w, E4M3, "per-channel"), E4M3), scale) for w in weights
-    ]  # scale: [outputs, 1]
-    scale_x = scale_for(x, E4M3, "per-token")  # [tokens, 1]
-    x8 = quantize(x, scale_x, E4M3)
+    by_channel = [_codes(w, "per-channel") for w in weights]  # [outputs, inputs] and [outputs, 1] each
+    x8, scale_x = _codes(x, "per-token")  # [tokens, inputs] and [tokens, 1]
 
     def fp8(i: int) -> Tensor:
-        w8, scale_w = by_row[i % copies]
-        return torch._scaled_mm(x8, w8.t(), scale_x.float(), scale_w.float().t(), out_dtype=torch.bfloat16)
+        w8, scale_w = by_channel[i % copies]
+        # sums as serving engines let the matrix units make them: without a detour through float32 registers
+        return torch._scaled_mm(x8, w8.t(), scale_x, scale_w.t(), out_dtype=torch.bfloat16, use_fast_accum=True)
 
     def bf16(i: int) -> Tensor:
         return x @ weights[i % copies].t()
 
-    meant = dequantize(x8[:16], scale_x[:16]).float() @ dequantize(*by_row[0]).float().t()
+    meant = dequantize(x8[:16], scale_x[:16]) @ dequantize(*by_channel[0]).t()
     error = float((fp8(0)[:16].float() - meant).norm() / meant.norm())
     if not error < 0.01:  # BF16 output rounds to 0.2%
         raise DataError(f"{what}: the FP8 product is {error:.1%} from what its factors are", "its time means nothing")
@@ -206,6 +212,12 @@ def _product(
         roofs.append(NONE if chip is None else f"{chip.roof_seconds(flop, moved, each) / measured:.0%}")
     shown = [f"{each * 1e6:,.1f} µs ({flop / each / 1e12:,.1f} TFLOP/s)" for each in (ours, theirs)]
     return [what, *shown, f"{ours / theirs:.2f}", ", ".join(roofs)]
+
+
+def _codes(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
+    """E4M3 codes and their float32 scales, as `torch._scaled_mm` wants them: no conversion is timed."""
+    scale = scale_for(x, E4M3, granularity)
+    return quantize(x, scale, E4M3), scale.float()
 
 
 def seconds_each(work: Callable[[int], Any], repeats: int, device: str) -> float:
@@ -240,44 +252,65 @@ VARIANTS = {"fp8": "fp8-dynamic", "gptq": "int8-smoothquant-gptq"}
 METHODS = {"fp8": "FP8_DYNAMIC", "gptq": "INT8 SmoothQuant+GPTQ"}
 
 
-def quantize_a_model(folder: Path, sizes: Sizes, device: str, script: str) -> list[list[str]]:
-    """The same recipe by labkit and by a bare llm-compressor script, as processes of their own, once each."""
+def quantize_a_model(folder: Path, sizes: Sizes, device: str, script: str, pairs: int) -> list[list[str]]:
+    """The same recipe by labkit and by a bare llm-compressor script, as processes of their own, in turns.
+
+    Two pairs go ABBA; wall time and memory are means.
+    """
     blocks = sizes.fp8_blocks if script == "fp8" else sizes.int8_blocks
     base, workspace, theirs = folder / f"qwen-{blocks}", folder / "workspace", folder / "theirs"
     make_model(base, sizes, blocks, device)
     tokens = random_text_set(load_tokenizer(base), sizes.rows, 256).input_ids  # those that labkit's side draws itself
     (folder / "rows.json").write_text(json.dumps(tokens))
     calibrated = script == "gptq"
-    commands = {
+    arguments = {
         "labkit": [str(base), str(workspace), *([str(sizes.rows)] if calibrated else [])],
         "bare": [str(base), str(theirs), *([str(folder / "rows.json")] if calibrated else [])],
     }
-    found: dict[str, tuple[float, int, int]] = {}
-    for side, words in commands.items():
-        record = folder / f"{side}.json"
-        command = [sys.executable, str(SIDES / "on_device.py"), str(record), str(SIDES / f"{side}_{script}.py"), *words]
-        run = timed(command, folder / f"{side}.log", deadline_seconds=DEADLINE_SECONDS, env=OFFLINE, cwd=ROOT)
-        device_bytes = json.loads(record.read_text())
-        found[side] = (run.wall_seconds, device_bytes["peak_bytes"] or run.peak_bytes or 0, device_bytes["left_bytes"])
+    outputs = {"labkit": workspace, "bare": theirs}
+    runs: dict[str, list[_Run]] = {"labkit": [], "bare": []}
+    for pair in range(pairs):
+        for side in ("labkit", "bare") if pair % 2 == 0 else ("bare", "labkit"):
+            shutil.rmtree(outputs[side], ignore_errors=True)
+            runs[side].append(_run(folder / side, f"{side}_{script}.py", arguments[side]))
     finals = (workspace / "checkpoints" / f"{short_name(str(base))}--{VARIANTS[script]}", theirs)
     if not calibrated:
         same_tensors(base, *finals)
     elif device == "cpu":  # on a GPU both sides run llm-compressor's own GPTQ
         as_close(base, *finals)
     parameters = sum(f.stat().st_size for f in base.glob("*.safetensors")) / 2e9
-    what = f"{METHODS[script]}, {parameters:.2g}B parameters in {blocks} blocks"
-    for path in (base, *finals):
+    what = f"{METHODS[script]}, {parameters:.2g}B parameters in {blocks} blocks (n = {pairs})"
+    for path in (base, *outputs.values()):
         shutil.rmtree(path)
-    ours, bare = found["labkit"], found["bare"]
-    if ours[2] > 0.01 * ours[1]:
+    wall, peak, left = (
+        [statistics.mean(getattr(run, of) for run in runs[side]) for side in outputs]
+        for of in ("wall_seconds", "peak_bytes", "left_bytes")
+    )
+    if left[0] > 0.01 * peak[0]:
         raise DataError(
-            f"{what}: {text.size(ours[2])} were left on the GPU after labkit's quantize", "it keeps a model"
+            f"{what}: {text.size(left[0])} were left on the GPU after labkit's quantize", "it keeps a model"
         )
     return [
-        [f"{what}: wall time", text.duration(ours[0]), text.duration(bare[0]), f"{ours[0] / bare[0]:.2f}", NONE],
-        [f"{what}: peak memory", text.size(ours[1]), text.size(bare[1]), f"{ours[1] / bare[1]:.2f}", NONE],
-        [f"{what}: on the GPU afterwards", text.size(ours[2]) or "0 B", text.size(bare[2]) or "0 B", NONE, NONE],
+        [f"{what}: wall time", *map(text.duration, wall), f"{wall[0] / wall[1]:.2f}", NONE],
+        [f"{what}: peak memory", *map(text.size, peak), f"{peak[0] / peak[1]:.2f}", NONE],
+        [f"{what}: on the GPU afterwards", *(text.size(each) or "0 B" for each in left), NONE, NONE],
     ]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One process: its seconds, and the bytes of the GPU's live tensors (of the process, where there is no GPU)."""
+
+    wall_seconds: float
+    peak_bytes: int
+    left_bytes: int
+
+
+def _run(record: Path, script: str, arguments: list[str]) -> _Run:
+    command = [sys.executable, str(SIDES / "on_device.py"), str(record), str(SIDES / script), *arguments]
+    run = timed(command, record.with_suffix(".log"), deadline_seconds=DEADLINE_SECONDS, env=OFFLINE, cwd=ROOT)
+    of_gpu = json.loads(record.read_text())
+    return _Run(run.wall_seconds, of_gpu["peak_bytes"] or run.peak_bytes or 0, of_gpu["left_bytes"])
 
 
 def make_model(folder: Path, sizes: Sizes, blocks: int, device: str) -> None:

@@ -11,6 +11,7 @@ from labkit.ops import text
 from tools.tables import markdown_table
 
 README = Path(__file__).with_name("README.md")
+GPU = Path(__file__).with_name("gpu.md")
 
 HEAD = """\
 <!-- Generated from results.json by `python -m benchmarks.readme`. Do not edit. -->
@@ -23,11 +24,17 @@ Every side is a whole process, imports included: wall seconds from its start to 
 memory over its process tree. The two sides of a pair take turns in the same run. A ratio is that of the medians, ours
 divided by theirs, with the smallest and largest of the single pairs; below 1 labkit is faster or smaller.
 
-`python -m benchmarks.gpu` is for a machine with a GPU: FP8 against BF16 matrix products at the shapes of a 7B model,
-two quantizes with the GPU's memory, and the tests marked `gpu`, in one table. No such machine was at hand, so it **has
-not been measured**; `--dry-run` takes its steps on a CPU.
-
 The three of lab 06 (simulated layer, grid, LoRC) time a part of a process; LoRC's memory is what that part added.
+"""
+
+GPU_HEAD = """\
+## On a GPU
+
+What `python -m benchmarks.gpu --output benchmarks/gpu.md` found: FP8 against BF16 matrix products at the shapes of a
+7B model, two quantizes with the GPU's memory, and the tests marked `gpu`. The roof is what the chip's data sheet
+allows, be it arithmetic or memory. labkit's seconds on top of the bare script's go into the SHA-256 of each file and
+into comparing what was saved with the model in memory; and where n is 1, labkit comes first and finds no kernel
+compiled yet. `--dry-run` takes the same steps on a CPU.
 """
 
 
@@ -43,6 +50,8 @@ def render(report: Report) -> str:
         f"Measured on {report.date[:10]} in {took} on {report.machine}; {versions}.",
         "",
         *_lacking(report),
+        GPU_HEAD,
+        GPU.read_text(encoding="utf-8"),
         "## What is compared",
         "",
         *(_described(result) for result in report.results),

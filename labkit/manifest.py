@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,17 @@ def file_sha256(path: Path) -> str:
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
-    """Writes the SHA-256 and size of every file in `folder`, with `facts` about how it was made."""
-    files = {
-        str(path.relative_to(folder)): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
+    """Writes the SHA-256 and size of every file in `folder`, with `facts` about how it was made.
+
+    Files are read side by side: a core digests about 1 GB/s, less than a GPU quantizes.
+    """
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = pool.map(file_sha256, paths)
+        files = {
+            str(path.relative_to(folder)): {"sha256": digest, "bytes": path.stat().st_size}
+            for path, digest in zip(paths, digests, strict=True)
+        }
     (folder / MANIFEST).write_text(json.dumps({"files": files, **facts}, indent=2, sort_keys=True) + "\n")
 
 

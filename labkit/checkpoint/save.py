@@ -18,7 +18,8 @@ def save(model: Any, tokenizer: Any, final: Path, **facts: Any) -> None:
     """Writes model and tokenizer to `final`, in compressed form if the model was quantized by llm-compressor.
 
     facts: what the manifest says about how it was made (base, variant, recipe, calibration, versions). A kill at any
-    moment leaves the old folder, none, or the new one. Weights are safetensors, in shards of at most 5 GB.
+    moment leaves the old folder, none, or the new one. Weights are safetensors, in shards of at most 2 GB, whose
+    SHA-256 are found side by side.
     """
     compressed = {"save_compressed": True} if getattr(model.save_pretrained, "_overridden", False) else {}
     with publishing(final, **facts) as stage:
@@ -26,7 +27,7 @@ def save(model: Any, tokenizer: Any, final: Path, **facts: Any) -> None:
             warnings.filterwarnings(
                 "ignore", "Attempting to save a model with offloaded modules"
             )  # they are on the CPU
-            model.save_pretrained(stage, max_shard_size="5GB", **compressed)
+            model.save_pretrained(stage, max_shard_size="2GB", **compressed)
         tokenizer.save_pretrained(stage)
 
 

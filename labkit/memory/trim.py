@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ from labkit.memory.measure import process_bytes, trim
 
 LOOK_SECONDS = 0.1
 STEP_BYTES = 16_000_000  # growth after which it is worth looking for holes
+LOOKING_SHARE = 0.05  # of the time, at most: in a heap of many GB one look takes as long as rounding a layer on a GPU
 
 
 @contextmanager
@@ -21,17 +23,19 @@ def trimmed() -> Iterator[None]:
     holes that it keeps: up to 10% of the peak when rounding, another share on every run. And a tensor in a reference
     cycle stays until Python looks for garbage, which it does seldom here (quiet_libraries): 7% of GPTQ's peak. Both
     take milliseconds, as Python looks only at objects made in the block: at those of all imported libraries, which
-    are frozen meanwhile, it would take a third of a second each time.
+    are frozen meanwhile, it would take a third of a second each time. Where they take longer they are done less often.
     """
     stop = threading.Event()
 
     def look() -> None:
-        last = process_bytes()
-        while not stop.wait(LOOK_SECONDS):
-            now = process_bytes()
+        last, rest = process_bytes(), LOOK_SECONDS
+        while not stop.wait(rest):
+            now, rest = process_bytes(), LOOK_SECONDS
             if now > last + STEP_BYTES:
+                began = time.perf_counter()
                 gc.collect()
                 trim()
+                rest = max(LOOK_SECONDS, (time.perf_counter() - began) / LOOKING_SHARE)
                 last = process_bytes()
             else:
                 last = min(last, now)
