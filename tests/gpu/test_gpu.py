@@ -69,7 +69,6 @@ import sys
 from pathlib import Path
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import QuantizationModifier
-from labkit import checkpoint, memory
 from labkit.quantize import quantizing
 base, final = map(Path, sys.argv[1:])
 with quantizing(final, base, log=final.parent / "q.log") as job:
