@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
-from benchmarks.measure import ROOT, timed
+from benchmarks.measure import ROOT, timed, timed_labs
 from benchmarks.results import Bar, Result, Run
 from labkit.errors import ProcessFailed
 
@@ -43,17 +42,14 @@ def run(scratch: Path, pairs: int | None) -> list[Result]:
 
 def _labkit(folder: Path, labs: int, *flags: str, unchanged: bool = False) -> Run:
     output = folder / ("again" if unchanged else "output")
-    command = [sys.executable, "-m", "labkit.ops.cli", "run", "--jobs", "2", *flags]
-    command += ["--workspace", str(folder / "workspace"), "--output", str(output)]
-    log = folder / f"{output.name}.log"
-    done = timed(command, log, deadline_seconds=DEADLINE_SECONDS, cwd=ROOT)
-    found = json.loads((output / "report.json").read_text(encoding="utf-8"))["labs"]
+    arguments = ["--jobs", "2", *flags]
+    done, found = timed_labs(arguments, folder / "workspace", output, deadline_seconds=DEADLINE_SECONDS)
     wrong = [lab["name"] for lab in found if lab["verdict"] != "passed" or lab["unchanged"] != unchanged]
     if wrong or len(found) != labs:
         raise ProcessFailed(
             f"of {len(found)} labs these did not end as they should: {', '.join(wrong) or 'none'}",
             why="labs that did less, or more, than was asked for have no time",
-            fix=f"look at {log}",
+            fix="labkit run --jobs 2, and read its report",
         )
     return done
 

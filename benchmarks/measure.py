@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.results import Run
 from labkit import processes
@@ -43,6 +46,32 @@ def timed(
     if finished.returncode != 0:
         raise _failed(command, log, f"ended with exit code {finished.returncode}")
     return Run(round(finished.wall_seconds, 3), finished.peak_bytes)
+
+
+def timed_labs(
+    arguments: Sequence[str], workspace: Path, output: Path, *, deadline_seconds: float
+) -> tuple[Run, list[dict[str, Any]]]:
+    """`labkit run` with these arguments, and what its report says of each lab.
+
+    Raises ProcessFailed, with each lab that failed and why, for the report goes with the rest of a benchmark's folder.
+    """
+    command = [sys.executable, "-m", "labkit.ops.cli", "run", *arguments]
+    command += ["--workspace", str(workspace), "--output", str(output)]
+    report = output / "report.json"
+    try:
+        done = timed(command, output.with_suffix(".log"), deadline_seconds=deadline_seconds, cwd=ROOT)
+    except ProcessFailed as error:
+        failed = [lab for lab in _labs(report) if lab["failure"]] if report.is_file() else []
+        if not failed:
+            raise
+        why = "; ".join(f"{lab['name']} {lab['verdict']}: {lab['reason']}" for lab in failed)
+        raise ProcessFailed(error.what, why=why, fix=error.fix) from error
+    return done, _labs(report)
+
+
+def _labs(report: Path) -> list[dict[str, Any]]:
+    labs: list[dict[str, Any]] = json.loads(report.read_text(encoding="utf-8"))["labs"]
+    return labs
 
 
 def interleaved(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.measure import ROOT, timed
+from benchmarks.measure import ROOT, timed, timed_labs
 from benchmarks.results import Bar, Result
 from labkit.errors import ProcessFailed
 
@@ -35,11 +34,9 @@ def run_labs(scratch: Path, runs: int | None) -> Result:
     """Labs 00 to 03 into a fresh workspace, by the command line; raises ProcessFailed unless all of them pass."""
     found = []
     for number in range(runs or 1):
-        output = scratch / f"output-{number}"
-        command = [sys.executable, "-m", "labkit.ops.cli", "run", *LABS, "--output", str(output)]
-        command += ["--workspace", str(scratch / f"workspace-{number}")]
-        found.append(timed(command, scratch / f"labs-{number}.log", deadline_seconds=DEADLINE_SECONDS, cwd=ROOT))
-        labs = json.loads((output / "report.json").read_text(encoding="utf-8"))["labs"]
+        workspace, output = scratch / f"workspace-{number}", scratch / f"output-{number}"
+        done, labs = timed_labs(LABS, workspace, output, deadline_seconds=DEADLINE_SECONDS)
+        found.append(done)
         not_passed = [f"{lab['name']}: {lab['verdict']} {lab['reason']}" for lab in labs if lab["verdict"] != "passed"]
         if not_passed or len(labs) != len(LABS):
             raise ProcessFailed(
