@@ -194,7 +194,7 @@ def _product(
 
     def fp8(i: int) -> Tensor:
         w8, scale_w = by_channel[i % copies]
-        # sums as serving engines let the matrix units make them: without a detour through float32 registers
+        # fast accumulation: sums stay in the matrix units, where else float32 registers take them over now and then
         return torch._scaled_mm(x8, w8.t(), scale_x, scale_w.t(), out_dtype=torch.bfloat16, use_fast_accum=True)
 
     def bf16(i: int) -> Tensor:

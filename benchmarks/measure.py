@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.results import Run
 from labkit import processes
@@ -49,29 +48,44 @@ def timed(
 
 
 def timed_labs(
-    arguments: Sequence[str], workspace: Path, output: Path, *, deadline_seconds: float
-) -> tuple[Run, list[dict[str, Any]]]:
-    """`labkit run` with these arguments, and what its report says of each lab.
+    arguments: Sequence[str],
+    workspace: Path,
+    output: Path,
+    *,
+    labs: int,
+    deadline_seconds: float,
+    unchanged: bool = False,
+) -> Run:
+    """`labkit run` with these arguments. unchanged: that no lab runs, as each has passed before.
 
-    Raises ProcessFailed, with each lab that failed and why, for the report goes with the rest of a benchmark's folder.
+    Raises ProcessFailed unless so many labs passed. It says which did not and why, for the report goes with the rest
+    of a benchmark's folder.
     """
     command = [sys.executable, "-m", "labkit.ops.cli", "run", *arguments]
     command += ["--workspace", str(workspace), "--output", str(output)]
     report = output / "report.json"
+    failed: ProcessFailed | None = None
     try:
         done = timed(command, output.with_suffix(".log"), deadline_seconds=deadline_seconds, cwd=ROOT)
     except ProcessFailed as error:
-        failed = [lab for lab in _labs(report) if lab["failure"]] if report.is_file() else []
-        if not failed:
+        if not report.is_file():
             raise
-        why = "; ".join(f"{lab['name']} {lab['verdict']}: {lab['reason']}" for lab in failed)
-        raise ProcessFailed(error.what, why=why, fix=error.fix) from error
-    return done, _labs(report)
-
-
-def _labs(report: Path) -> list[dict[str, Any]]:
-    labs: list[dict[str, Any]] = json.loads(report.read_text(encoding="utf-8"))["labs"]
-    return labs
+        failed = error
+    found = json.loads(report.read_text(encoding="utf-8"))["labs"]
+    wrong = [
+        f"{lab['name']} {lab['verdict']}{', unchanged' * lab['unchanged']} {lab['reason']}".rstrip()
+        for lab in found
+        if lab["verdict"] != "passed" or lab["unchanged"] != unchanged
+    ]
+    if failed or wrong or len(found) != labs:
+        raise ProcessFailed(
+            failed.what
+            if failed
+            else f"{processes.command_line(command)} reports {len(found)} labs, not all as wanted",
+            why="; ".join(wrong) or "labs that did less, or more, than was asked for have no time",
+            fix="run it by hand, and read its report",
+        ) from failed
+    return done
 
 
 def interleaved(

@@ -32,9 +32,8 @@ GPU_HEAD = """\
 
 What `python -m benchmarks.gpu --output benchmarks/gpu.md` found: FP8 against BF16 matrix products at the shapes of a
 7B model, two quantizes with the GPU's memory, and the tests marked `gpu`. The roof is what the chip's data sheet
-allows, be it arithmetic or memory. labkit's seconds on top of the bare script's go into the SHA-256 of each file and
-into comparing what was saved with the model in memory; and where n is 1, labkit comes first and finds no kernel
-compiled yet. `--dry-run` takes the same steps on a CPU.
+allows, be it arithmetic or memory. labkit digests every file and compares what was saved with the model in
+memory, and the bare script does not; and labkit's side comes first. `--dry-run` takes the same steps on a CPU.
 """
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from benchmarks.measure import ROOT, timed, timed_labs
 from benchmarks.results import Bar, Result
-from labkit.errors import ProcessFailed
 
 LABS = ("00", "01", "02", "03")
 DEADLINE_SECONDS = 1200.0
@@ -35,15 +34,7 @@ def run_labs(scratch: Path, runs: int | None) -> Result:
     found = []
     for number in range(runs or 1):
         workspace, output = scratch / f"workspace-{number}", scratch / f"output-{number}"
-        done, labs = timed_labs(LABS, workspace, output, deadline_seconds=DEADLINE_SECONDS)
-        found.append(done)
-        not_passed = [f"{lab['name']}: {lab['verdict']} {lab['reason']}" for lab in labs if lab["verdict"] != "passed"]
-        if not_passed or len(labs) != len(LABS):
-            raise ProcessFailed(
-                f"of {len(labs)} labs these did not pass: {'; '.join(not_passed) or 'none'}",
-                why="labs that did less than all have no time",
-                fix="labkit run, and read its report",
-            )
+        found.append(timed_labs(LABS, workspace, output, labs=len(LABS), deadline_seconds=DEADLINE_SECONDS))
     bars = (Bar("wall_seconds", LABS_SECONDS), Bar("peak_bytes"))
     return Result("labs", "Labs 00 to 03, environment ready", "", bars, tuple(found), checked="every lab passed")
 

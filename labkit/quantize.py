@@ -23,6 +23,7 @@ from labkit.chatter import ChatterLog, to_log
 from labkit.errors import CheckpointError, UsageError
 from labkit.faster import faster
 from labkit.gptqlog import fallbacks_in, gptq_layers_in
+from labkit.lastblock import last_block_logits
 from labkit.workspace import publishing
 
 if TYPE_CHECKING:
@@ -94,7 +95,9 @@ class Job:
         checkpoint.save(model, self.tokenizer, self.final, **made, **facts)
         self.saved = True
         self._measuring.close()
-        self._in_memory = _probe(model)  # now, and not before: until it is compressed, each forward rounds all weights
+        self._in_memory = last_block_logits(
+            model
+        )  # now, and not before: until it is compressed, each forward rounds all weights
 
     @contextmanager
     def folder(self, recipe: str, **facts: Any) -> Iterator[Path]:
@@ -138,7 +141,7 @@ class Job:
         """
         model = checkpoint.load(self.final)
         try:
-            after = _probe(model)
+            after = last_block_logits(model)
         finally:
             memory.release(model)
         if self._in_memory is None:
@@ -170,48 +173,6 @@ class Job:
             memory.return_free_memory()
         self._models.clear()
         self.after_bytes = memory.device_bytes() if on_device else memory.process_bytes()
-
-
-def _probe(model: Any) -> torch.Tensor:
-    """Logits of sixteen fixed tokens through the last block alone: [16, vocabulary], float32, on the CPU.
-
-    A forward decompresses all that it meets, keeps it so, and takes with it the hook that does so: all blocks would
-    cost a second model, and one block of the model itself would leave a model that can't run. So it is a copy's, which
-    shares the model's tensors: decompressing replaces tensors, and writes into none.
-    """
-    import copy
-
-    import torch
-
-    decoder = model.get_decoder()
-    blocks = getattr(decoder, "layers", None)
-    with _where_it_lies(model):
-        try:
-            if blocks is not None:
-                decoder.layers = torch.nn.ModuleList(list(blocks)[-1:])
-            shallow = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
-        finally:
-            if blocks is not None:
-                decoder.layers = blocks
-        ids = torch.arange(16).remainder(model.config.get_text_config().vocab_size)[None]  # [1, 16]
-        with torch.no_grad():
-            return shallow(input_ids=ids.to(model.device), use_cache=False).logits[0].float().cpu()
-
-
-@contextmanager
-def _where_it_lies(model: Any) -> Iterator[None]:
-    """In the block a model whose tensors wait on the CPU for their turn on a GPU is one of the CPU.
-
-    Sixteen tokens are little work, and each look at a waiting tensor sends it: 6 s on an H100 for a 7B model's
-    embeddings and output layer.
-    """
-    from compressed_tensors.offload import disable_onloading
-
-    with ExitStack() as stack:
-        stack.enter_context(disable_onloading())
-        if any(tensor.device.type != "cpu" for tensor in (*model.parameters(), *model.buffers())):
-            stack.close()  # they wait on disk, or need not wait
-        yield
 
 
 @contextmanager

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "labkit"
 FLOORS: tuple[set[str], ...] = (
     {"errors", "guard"},
     {"ledger", "manifest", "profiles", "processes", "quiet", "hardware", "memory", "numerics", "tiny"}
-    | {"localdata", "hubdata", "activations", "chatter", "estimates", "padding", "gptqlog"},
+    | {"localdata", "hubdata", "activations", "chatter", "estimates", "padding", "gptqlog", "lastblock"},
     {"modelfolder", "faster"},
     {"workspace", "engine", "rows", "simulation"},
     {"transfer", "pace"},

@@ -267,7 +267,9 @@ def test_nothing_is_written_by_a_run_of_a_part(tmp_path: Path) -> None:
 def test_a_run_of_labs_that_fails_says_which_and_why(tmp_path: Path) -> None:
     """The report is deleted with the benchmark's folder, and a log's last lines are of labs that passed."""
     with pytest.raises(ProcessFailed) as caught:
-        measure.timed_labs(["00", "--timeout", "1"], tmp_path / "workspace", tmp_path / "output", deadline_seconds=120)
+        measure.timed_labs(
+            ["00", "--timeout", "1"], tmp_path / "workspace", tmp_path / "output", labs=1, deadline_seconds=120
+        )
     assert "ended with exit code 1" in caught.value.what
     assert caught.value.why.startswith("00_start_here ")
     assert "1 s" in caught.value.why

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from compressed_tensors.offload import offload_module
 from safetensors.torch import load_file, save_file
 
 from labkit import checkpoint
 from labkit.calibration import CalibrationSet, calibration_set
 from labkit.errors import CheckpointError, UsageError
 from labkit.gptqlog import fallbacks_in, gptq_layers_in
+from labkit.lastblock import last_block_logits
 from labkit.manifest import MANIFEST, read_manifest, verify_manifest
 from labkit.profiles import TINY
 from labkit.quantize import Job, quantizing
@@ -367,3 +369,14 @@ def test_a_quantize_killed_before_it_publishes_leaves_nothing_that_looks_finishe
     run(final, base, rtn("FP8_DYNAMIC"))
     assert verify_manifest(final)["variant"] == "fp8-dynamic"
     assert sorted(os.listdir(final.parent)) == ["fp8-dynamic", "q.log", "quantize.log"]
+
+
+def test_a_model_that_waits_on_the_cpu_for_another_device_is_looked_at_where_it_lies(base: Path) -> None:
+    """The other device is one that can't compute, so that a tensor which is sent there shows."""
+    model = checkpoint.load(base)
+    before = last_block_logits(model)
+    for module in model.modules():
+        offload_module(module, "meta", "cpu")
+    assert next(model.parameters()).device.type == "meta"
+    assert torch.equal(last_block_logits(model), before)
+    assert next(model.parameters()).device.type == "meta", "and it waits as before"

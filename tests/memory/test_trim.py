@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from labkit.memory import process_bytes, return_free_memory, trimmed
+from labkit.memory.trim import rest_seconds
 
 BLOCKS, BLOCK_VALUES = 4000, 15_000  # 60 kB each, which glibc serves from its heap
 HOLES_BYTES = BLOCKS * BLOCK_VALUES * 4 * 9 // 10
@@ -80,3 +81,8 @@ def test_a_tensor_in_a_cycle_goes_once_the_process_grows() -> None:
         grown = torch.ones(GROWN_BYTES // 4)
         assert becomes_smaller_than(before + GROWN_BYTES * 3 // 2, within_seconds=10)
     assert grown[-1] == 1
+
+
+def test_looks_that_take_long_are_seldom() -> None:
+    assert rest_seconds(0.002) == rest_seconds(0.0) > 0
+    assert rest_seconds(1.0) == pytest.approx(20.0)
