@@ -1,6 +1,7 @@
 """INT8 W8A8 against BF16 in vLLM, in turns. Arguments: BASE WORKSPACE ANSWER PAIRS
 
-Both servers are up at once and loaded by turns; then an engine of each without a server, for decode alone. ANSWER gets
+Both servers are up at once and loaded by turns; then engines without a server, by turns as well, for decode alone:
+what a core here does in a second can change by half within one. ANSWER gets
 {"bf16": {"overall": [seconds of the load], "decode": [seconds of a step]}, "int8": {...}}.
 """
 
@@ -13,7 +14,7 @@ from labkit.serving import Load
 
 base, workspace, answer, pairs = sys.argv[1:]
 LOAD = Load(concurrency=32, requests=32, input_tokens=128, output_tokens=64)
-PREFILL = Load(concurrency=4, requests=4, input_tokens=1024, output_tokens=1)
+PREFILL = Load(concurrency=1, requests=1, input_tokens=128, output_tokens=1)  # not looked at
 
 lab = labkit.open_lab("04_serving_throughput", workspace=workspace, model=base)
 
@@ -27,7 +28,8 @@ with lab.quantizing("int8-rtn") as job:
 
 folders = {"bf16": lab.base, "int8": lab.checkpoint("int8-rtn")}
 found: dict[str, dict[str, list[float]]] = {name: {"overall": [], "decode": []} for name in folders}
-servers = {name: lab.serve(folder) for name, folder in folders.items()}
+fresh = ["--no-enable-prefix-caching"]  # each load sends the same prompts
+servers = {name: lab.serve(folder, options=fresh) for name, folder in folders.items()}
 try:
     for _ in range(int(pairs)):
         for name, server in servers.items():
@@ -36,7 +38,8 @@ try:
 finally:
     for server in servers.values():
         server.stop()
-for name, folder in folders.items():
-    alone = lab.measure_alone(folder, LOAD, PREFILL, int(pairs))
-    found[name]["decode"] += [one.step_ms / 1e3 for one in alone.repeats]
+for _ in range(int(pairs)):
+    for name, folder in folders.items():
+        (alone,) = lab.measure_alone(folder, LOAD, PREFILL, 1).repeats
+        found[name]["decode"].append(alone.step_ms / 1e3)
 Path(answer).write_text(json.dumps(found))

@@ -1,7 +1,8 @@
-"""What runs in the engine's interpreter: one matrix product by vLLM's CPU kernels, in BF16 and in INT8, timed.
+"""What runs in the engine's interpreter: one linear layer as vLLM's CPU engine runs it, in BF16 and in INT8, timed.
 
 Started by labkit.engine.run_script: no labkit. The job is {"shape": [outputs, inputs], "tokens": [...]}; the answer has
-two lists, with freed memory given back and kept, of [tokens, BF16 ms, rounding ms, INT8 ms], medians.
+two lists, with freed memory given back and kept, of [tokens, BF16 ms, INT8 ms, rounding ms], medians. INT8's time has
+the rounding of its input in it; the last is that by itself, or null where the kernel does both in one.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+Layer = Callable[[Any], Any]  # of an input [tokens, inputs] in BF16
 
 SECONDS_EACH = 0.3
 FEWEST = 3
@@ -28,22 +32,45 @@ def median_ms(work: Callable[[], object]) -> float:
     return statistics.median(times) * 1e3
 
 
-def times_of(x: Any, bf16: Any, int8: Any) -> list[float]:
-    """Milliseconds of the BF16 product of x [tokens, inputs], of rounding x, and of the INT8 product."""
+def bf16_layer(weight: Any) -> Layer:
+    """A layer with a weight [outputs, inputs], by the kernel that the engine takes on this processor."""
+    import torch
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    layer: Any = torch.nn.Module()
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+    return lambda x: layer.cpu_linear(x, layer.weight, None)
+
+
+def int8_layer(codes: Any, scales: Any) -> tuple[Layer, Layer | None]:
+    """The same in INT8 W8A8, dynamic per token, of codes [outputs, inputs] and scales [outputs, 1]; and its rounding.
+
+    Where the processor has AMX that is another kernel than elsewhere, and it rounds its input itself: None then.
+    """
     import torch
     from vllm import _custom_ops as ops
+    from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUInt8ScaledMMLinearKernel
+    from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import Int8ScaledMMLinearLayerConfig
 
-    rounded, scale, _ = ops.onednn_scaled_int8_quant(x, None, None, True)
-
-    def multiply() -> None:
-        out = torch.empty(len(x), int8.n, dtype=torch.bfloat16)  # a new one each time, as in a layer
-        ops.onednn_scaled_mm(int8, rounded, out, scale, None, None, None)
-
-    return [
-        median_ms(lambda: ops.onednn_mm(bf16, x, None)),
-        median_ms(lambda: ops.onednn_scaled_int8_quant(x, None, None, True)),
-        median_ms(multiply),
-    ]
+    layer: Any = torch.nn.Module()
+    layer.weight = torch.nn.Parameter(codes, requires_grad=False)
+    layer.weight_scale = torch.nn.Parameter(scales, requires_grad=False)
+    layer.input_scale = layer.input_zero_point = layer.azp_adj = layer.bias = None
+    layer.logical_widths = [len(codes)]
+    scheme = Int8ScaledMMLinearLayerConfig(is_static_input_scheme=False, is_channelwise=True, input_symmetric=True)
+    kernel = CPUInt8ScaledMMLinearKernel(
+        scheme, ["weight", "weight_scale", "input_scale", "input_zero_point", "azp_adj"]
+    )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # as in the engine: oneDNN's kernel takes its output's type from there
+    try:
+        kernel.process_weights_after_loading(layer)
+    finally:
+        torch.set_default_dtype(before)
+    rounds_before = hasattr(kernel, "dnnl_handler")
+    rounding = (lambda x: ops.onednn_scaled_int8_quant(x, None, None, True)) if rounds_before else None
+    return lambda x: kernel.apply_weights(layer, x), rounding
 
 
 def keep_freed_memory() -> None:
@@ -61,18 +88,18 @@ def wait_for_silence(job: dict[str, Any]) -> None:
         time.sleep(0.02)
 
 
-def main(job: dict[str, Any]) -> list[list[list[float]]]:
+def main(job: dict[str, Any]) -> list[list[list[float | None]]]:
     import torch
-    from vllm import _custom_ops as ops
 
     outputs, inputs = job["shape"]
-    weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
-    int8 = ops.create_onednn_scaled_mm(weight.t(), torch.ones(outputs, 1), torch.bfloat16, True, False, 32)
-    bf16 = ops.create_onednn_mm(weight.bfloat16().t(), 32)
+    codes = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+    bf16 = bf16_layer(codes.bfloat16())
+    int8, rounding = int8_layer(codes, torch.ones(outputs, 1))
+    rows = {tokens: torch.randn(tokens, inputs, dtype=torch.bfloat16) for tokens in job["tokens"]}
 
-    def timed() -> list[list[float]]:
-        rows = {tokens: torch.randn(tokens, inputs, dtype=torch.bfloat16) for tokens in job["tokens"]}
-        return [[tokens, *times_of(x, bf16, int8)] for tokens, x in rows.items()]
+    def timed() -> list[list[float | None]]:
+        works = (bf16, int8, rounding)
+        return [[tokens, *(work and median_ms(partial(work, x)) for work in works)] for tokens, x in rows.items()]
 
     wait_for_silence(job)
     given_back = timed()

@@ -1,4 +1,4 @@
-"""One matrix product by the CPU engine's own kernels: what it takes in BF16 and in INT8, and what rounding adds."""
+"""One linear layer as the CPU engine runs it: what it takes in BF16 and in INT8, and what of that is rounding."""
 
 from __future__ import annotations
 
@@ -17,23 +17,29 @@ CHILD = Path(__file__).with_name("kernel_child.py")
 
 @dataclass(frozen=True)
 class KernelTime:
-    """Median milliseconds of one layer for so many tokens in a step; INT8 rounds its input before its product."""
+    """Median milliseconds of one layer for so many tokens in a step.
+
+    int8_ms has the rounding of the layer's input in it. rounding_ms: that by itself; None where the engine's kernel
+    rounds and multiplies in one, as the one for processors with AMX does.
+    """
 
     tokens: int
     bf16_ms: float
-    rounding_ms: float
     int8_ms: float
+    rounding_ms: float | None
 
     @property
     def gain(self) -> float:
-        """How many times as fast INT8 is, its rounding included."""
-        return self.bf16_ms / (self.rounding_ms + self.int8_ms)
+        """How many times as fast INT8 is."""
+        return self.bf16_ms / self.int8_ms
 
 
 def kernel_times(
     outputs: int, inputs: int, tokens: Sequence[int], *, engine: Engine, log: Path
 ) -> dict[bool, list[KernelTime]]:
-    """Times the product [tokens, inputs] × [inputs, outputs] in a child, a second for each number of tokens.
+    """Times a layer, [tokens, inputs] × [inputs, outputs], in a child, a second for each number of tokens.
+
+    The kernels are those that the engine would take on this machine, by its own choice.
 
     It is timed twice. False: as the C library comes, which gives large blocks of memory back as soon as they are freed,
     and takes them anew for each product. True: with freed memory kept, as labkit starts its engines.

@@ -8,17 +8,50 @@ import pytest
 
 from labkit import hardware
 from labkit.profiles import TINY
-from labkit.serving import KernelTime, kernel_times
+from labkit.serving import KernelTime, kernel_child, kernel_times
+
+CPU_BUILD = pytest.mark.skipif(hardware.engine_build() != "cpu", reason="the kernels are those of vLLM's CPU build")
 
 
-@pytest.mark.skipif(hardware.engine_build() != "cpu", reason="the kernels are those of vLLM's CPU build")
+@CPU_BUILD
 def test_each_number_of_tokens_gets_its_times_with_freed_memory_given_back_and_kept(tmp_path: Path) -> None:
     found = kernel_times(256, 128, [1, 64], engine=TINY.engine, log=tmp_path / "log")
     assert {keep: [one.tokens for one in times] for keep, times in found.items()} == {False: [1, 64], True: [1, 64]}
-    assert all(
-        ms > 0 for times in found.values() for one in times for ms in (one.bf16_ms, one.rounding_ms, one.int8_ms)
-    )
+    assert all(ms > 0 for times in found.values() for one in times for ms in (one.bf16_ms, one.int8_ms))
+
+
+@CPU_BUILD
+def test_rounding_has_a_time_of_its_own_where_the_kernel_does_not_do_it_itself(tmp_path: Path) -> None:
+    import torch
+
+    (one,), _ = kernel_times(256, 128, [8], engine=TINY.engine, log=tmp_path / "log").values()
+    if torch.cpu._is_amx_tile_supported():  # by what vLLM itself chooses
+        assert one.rounding_ms is None
+    else:
+        assert one.rounding_ms is not None
+        assert one.rounding_ms > 0
+
+
+@CPU_BUILD
+@pytest.mark.parametrize("amx", [True, False])
+def test_what_is_timed_is_the_layer(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the product in float32 of what was rounded as vLLM rounds, by either of the engine's kernels."""
+    import torch
+
+    if amx and not torch.cpu._is_amx_tile_supported():
+        pytest.skip("this processor has no AMX")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    torch.manual_seed(0)
+    x = torch.randn(16, 128, dtype=torch.bfloat16)
+    codes, scales = torch.randint(-127, 128, (256, 128), dtype=torch.int8), torch.rand(256, 1) / 127
+    int8, rounding = kernel_child.int8_layer(codes, scales)
+    assert (rounding is None) == amx
+    step = x.float().abs().amax(dim=1, keepdim=True) / 127
+    product = (x.float() / step).round() * step @ (codes * scales).T
+    torch.testing.assert_close(int8(x).float(), product, atol=0.05, rtol=0.02)
+    bf16 = kernel_child.bf16_layer(codes.bfloat16())
+    torch.testing.assert_close(bf16(x).float(), x.float() @ codes.float().T, atol=1.0, rtol=0.02)
 
 
 def test_the_gain_counts_the_rounding() -> None:
-    assert KernelTime(tokens=1, bf16_ms=3.0, rounding_ms=1.0, int8_ms=0.5).gain == 2.0
+    assert KernelTime(tokens=1, bf16_ms=3.0, int8_ms=1.5, rounding_ms=1.0).gain == 2.0
