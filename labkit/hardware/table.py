@@ -112,7 +112,8 @@ TABLE: tuple[Row, ...] = (
     Row(("fp8-w8a8-block",), ("cpu-avx2", "cpu-avx512", "cpu-avx512-vnni"), "no",
         "vLLM's block-wise FP8 kernels for CPUs need AMX.", "Use FP8 W8A8 dynamic, or INT8 W8A8."),
     Row(("fp8-w8a8-block",), ("cpu-amx",), "weights-only",
-        "With AMX vLLM keeps the weights in FP8 and computes in BF16.",
+        "With AMX vLLM keeps the weights in FP8 and computes in BF16; layers with a bias, such as Qwen2's, "
+        "it refuses.",
         "INT8 W8A8 computes in 8 bits here."),
 
     Row(("fp8-weight-only",), _NVIDIA, "native", "Marlin reads FP8 weights from compute capability 7.5 up."),

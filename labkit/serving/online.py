@@ -18,6 +18,9 @@ SCHEMES = {
     "mxfp8": "mxfp8",
     "mxfp4": "mxfp4",
 }
+# vLLM 0.32's block-wise kernel for CPUs with AMX takes a bias in FP32 and is handed it in BF16: a model with biases,
+# such as Qwen2, is refused with these words, although the engine has the scheme.
+BIAS_FAULT = ("fp8_per_block", "expected scalar type Float but found BFloat16")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Online:
     @property
     def scheme(self) -> str:
         return SCHEMES.get(self.name, "")
+
+    @property
+    def bias_fault(self) -> bool:
+        """Whether the engine has this scheme, and refused the model for its biases' number format only."""
+        return not self.taken and (self.name, self.words.strip()) == BIAS_FAULT
 
 
 def online_schemes(checkpoint: Path, *, engine: Engine, log: Path, offline: bool = True) -> list[Online]:
