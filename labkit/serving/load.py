@@ -90,7 +90,8 @@ def put_load(
 
     The server need not be ready: the benchmark takes seconds to start, meanwhile it may come up.
 
-    seed: of the first load; each further one takes the next, so that no prompt is cached from an earlier load.
+    seed: of the server's first load; each further one takes the next, in later calls too, so that no prompt is cached
+    from an earlier load.
     on_tick: called with the number of loads done.
 
     Raises UsageError for a load longer than the server's context, before anything is sent; ProcessFailed when the
@@ -99,7 +100,9 @@ def put_load(
     for load in loads:
         load.require_within(server.context)
     server.require_alive()
-    commands = [bench_command(server, tokenizer, load, seed + number) for number, load in enumerate(loads)]
+    first = seed + server.loads
+    server.loads += len(loads)
+    commands = [bench_command(server, tokenizer, load, number) for number, load in enumerate(loads, first)]
     progress = log.with_suffix(".progress")
     progress.unlink(missing_ok=True)
 
@@ -128,8 +131,8 @@ def put_load(
     finally:
         progress.unlink(missing_ok=True)
     return [
-        _loaded(load, seed + number, answer, server)
-        for number, (load, answer) in enumerate(zip(loads, answers, strict=True))
+        _loaded(load, number, answer, server)
+        for number, (load, answer) in enumerate(zip(loads, answers, strict=True), first)
     ]
 
 

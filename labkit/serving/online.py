@@ -41,7 +41,7 @@ class Online:
 
     @property
     def bias_fault(self) -> bool:
-        """Whether the engine has this scheme, and refused the model for its biases' number format only."""
+        """Whether it was refused as the engine refuses a scheme that it has for a model with biases (BIAS_FAULT)."""
         return not self.taken and (self.name, self.words.strip()) == BIAS_FAULT
 
 

@@ -71,6 +71,7 @@ class Server:
         self.log = child.log
         self.ready_seconds = 0.0
         self._log_begin = 0
+        self.loads = 0  # how many were put on it: no two of them send the same prompts
 
     @property
     def pid(self) -> int:

@@ -17,8 +17,9 @@ from tests.serving.test_server import engine_core
 def test_each_load_is_measured_and_told(server: Server, served: Path, tmp_path: Path) -> None:
     loads = [Load(1, 2, 16, 8), Load(4, 8, 16, 8)]
     ticks: list[int] = []
+    first = server.loads
     found = put_load(server, loads, tokenizer=served, engine=ENGINE, log=tmp_path / "log", on_tick=ticks.append)
-    assert [(one.load, one.seed) for one in found] == [(loads[0], 0), (loads[1], 1)]
+    assert [(one.load, one.seed) for one in found] == [(loads[0], first), (loads[1], first + 1)]
     for one in found:
         assert one.output_tok_per_s == pytest.approx(one.load.requests * 8 / one.wall_seconds, rel=1e-3)
         assert one.request_per_s == pytest.approx(one.load.requests / one.wall_seconds, rel=1e-3)
@@ -27,6 +28,8 @@ def test_each_load_is_measured_and_told(server: Server, served: Path, tmp_path: 
         assert 0 < one.itl_ms <= one.itl_p99_ms
     assert set(ticks) <= {1, 2}
     assert server.key not in (tmp_path / "log").read_text()
+    (later,) = put_load(server, loads[:1], tokenizer=served, engine=ENGINE, log=tmp_path / "log")
+    assert later.seed == first + 2, "a later call would send the prompts of an earlier one, which the server has cached"
 
 
 @pytest.mark.long
