@@ -10,8 +10,7 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,22 @@ SECONDS_EACH = 0.3
 FEWEST = 3
 
 
-def median_ms(work: Callable[[], object]) -> float:
-    """The median time of a piece of work, in milliseconds, after one that warms up."""
-    work()
-    times: list[float] = []
-    while len(times) < FEWEST or sum(times) < SECONDS_EACH:
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times) * 1e3
+def medians_ms(x: Any, layers: Sequence[Layer | None]) -> list[float | None]:
+    """The median time of each layer on x, in milliseconds, after one that warms up; None for none.
+
+    They run by turns, as two cores of a shared machine may be twice as fast a second later.
+    """
+    times: list[list[float]] = [[] for _ in layers]
+    for layer in layers:
+        if layer:
+            layer(x)
+    while len(times[0]) < FEWEST or sum(map(sum, times)) < SECONDS_EACH * len(layers):
+        for layer, taken in zip(layers, times, strict=True):
+            if layer:
+                began = time.perf_counter()
+                layer(x)
+                taken.append(time.perf_counter() - began)
+    return [statistics.median(taken) * 1e3 if taken else None for taken in times]
 
 
 def bf16_layer(weight: Any) -> Layer:
@@ -98,8 +104,7 @@ def main(job: dict[str, Any]) -> list[list[list[float | None]]]:
     rows = {tokens: torch.randn(tokens, inputs, dtype=torch.bfloat16) for tokens in job["tokens"]}
 
     def timed() -> list[list[float | None]]:
-        works = (bf16, int8, rounding)
-        return [[tokens, *(work and median_ms(partial(work, x)) for work in works)] for tokens, x in rows.items()]
+        return [[tokens, *medians_ms(x, (bf16, int8, rounding))] for tokens, x in rows.items()]
 
     wait_for_silence(job)
     given_back = timed()

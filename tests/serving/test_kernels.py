@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,15 @@ def test_what_is_timed_is_the_layer(amx: bool, monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(int8(x).float(), product, atol=0.05, rtol=0.02)
     bf16 = kernel_child.bf16_layer(codes.bfloat16())
     torch.testing.assert_close(bf16(x).float(), x.float() @ codes.float().T, atol=1.0, rtol=0.02)
+
+
+def test_layers_are_timed_by_turns() -> None:
+    order: list[str] = []
+    first, second = (lambda x, name=name: order.append(name) or time.sleep(0.1) for name in ("first", "second"))
+    one, two, none = kernel_child.medians_ms(None, (first, second, None))
+    assert order[:6] == ["first", "second"] * 3, "a machine that became faster would be taken for a faster layer"
+    assert min(one or 0, two or 0) >= 100
+    assert none is None
 
 
 def test_the_gain_counts_the_rounding() -> None:
