@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from labkit import hardware
+from labkit.engine import run_script
 from labkit.profiles import TINY
 from labkit.serving import KernelTime, kernel_child, kernel_times
 
@@ -33,25 +34,43 @@ def test_rounding_has_a_time_of_its_own_where_the_kernel_does_not_do_it_itself(t
         assert one.rounding_ms > 0
 
 
+AGAINST_FLOAT32 = """
+import runpy
+
+import torch
+
+child = runpy.run_path(job["child"])
+torch.cpu._is_amx_tile_supported = lambda: job["amx"]
+torch.manual_seed(0)
+x = torch.randn(16, 128, dtype=torch.bfloat16)
+codes, scales = torch.randint(-127, 128, (256, 128), dtype=torch.int8), torch.rand(256, 1) / 127
+int8, rounding = child["int8_layer"](codes, scales)
+step = x.float().abs().amax(dim=1, keepdim=True) / 127
+product = (x.float() / step).round() * step @ (codes * scales).T
+torch.testing.assert_close(int8(x).float(), product, atol=0.05, rtol=0.02)
+bf16 = child["bf16_layer"](codes.bfloat16())
+torch.testing.assert_close(bf16(x).float(), x.float() @ codes.float().T, atol=1.0, rtol=0.02)
+answer = rounding is None
+"""
+
+
 @CPU_BUILD
 @pytest.mark.parametrize("amx", [True, False])
-def test_what_is_timed_is_the_layer(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_timed_is_the_layer(amx: bool, tmp_path: Path) -> None:
     """Against the product in float32 of what was rounded as vLLM rounds, by either of the engine's kernels."""
     import torch
 
     if amx and not torch.cpu._is_amx_tile_supported():
         pytest.skip("this processor has no AMX")
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    torch.manual_seed(0)
-    x = torch.randn(16, 128, dtype=torch.bfloat16)
-    codes, scales = torch.randint(-127, 128, (256, 128), dtype=torch.int8), torch.rand(256, 1) / 127
-    int8, rounding = kernel_child.int8_layer(codes, scales)
-    assert (rounding is None) == amx
-    step = x.float().abs().amax(dim=1, keepdim=True) / 127
-    product = (x.float() / step).round() * step @ (codes * scales).T
-    torch.testing.assert_close(int8(x).float(), product, atol=0.05, rtol=0.02)
-    bf16 = kernel_child.bf16_layer(codes.bfloat16())
-    torch.testing.assert_close(bf16(x).float(), x.float() @ codes.float().T, atol=1.0, rtol=0.02)
+    rounds_itself = run_script(
+        AGAINST_FLOAT32,
+        {"child": kernel_child.__file__, "amx": amx},
+        log=tmp_path / "log",
+        engine=TINY.engine,
+        offline=True,
+        deadline_seconds=300,
+    )
+    assert rounds_itself == amx
 
 
 def test_layers_are_timed_by_turns() -> None:
