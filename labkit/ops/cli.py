@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 
 from labkit.ops.commands import COMMANDS
+from labkit.ops.startup import skip_grammar_of_addresses
 
 WRONG_USE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 for success, 1 for failure, 2 for wrong use."""
+    skip_grammar_of_addresses()
     words = list(sys.argv[1:] if argv is None else argv)
     top = argparse.ArgumentParser(
         prog="labkit",

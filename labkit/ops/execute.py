@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.ops.startup import skip_grammar_of_addresses
+
 DEAD_KERNEL = 138
 KERNEL = "python3"  # the runner puts a kernel of this name, with its own interpreter, before all others
 
@@ -47,6 +49,7 @@ def literal_path(path: str) -> str:
 def main(job_file: str) -> int:
     """Runs the job and returns the exit code."""
     job = Job(**json.loads(Path(job_file).read_text(encoding="utf-8")))
+    skip_grammar_of_addresses()
     from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
