@@ -179,7 +179,7 @@ def test_the_dataset_is_tokenized_and_holds_the_same_rows() -> None:
     dataset = chosen.dataset()
     assert dataset.column_names == ["input_ids", "attention_mask"]
     assert dataset["input_ids"][:] == chosen.input_ids
-    assert all(set(mask) == {1} for mask in dataset["attention_mask"])
+    assert dataset["attention_mask"][:] == [[1] * len(ids) for ids in chosen.input_ids]
 
 
 def test_random_text_uses_the_whole_vocabulary_but_no_special_token() -> None:
