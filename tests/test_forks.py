@@ -121,6 +121,7 @@ def test_forks_draw_apart_where_they_have_not_said_from_which_seed(tmp_path: Pat
     assert not set(one) & set(other)
 
 
+@pytest.mark.long
 def test_another_environment_has_another_server_and_no_more_stay_than_may(tmp_path: Path) -> None:
     numbers = [run(SERVER_OF, tmp_path, {"OMP_NUM_THREADS": str(threads)}) for threads in (1, 2, 1, 4)]
     assert numbers[0] == numbers[2]

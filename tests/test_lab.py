@@ -38,6 +38,7 @@ def said(notebook: Path) -> str:
     return "".join(output.text for cell in cells for output in cell.get("outputs", []) if "text" in output)
 
 
+@pytest.mark.long
 def test_a_lab_finds_the_same_workspace_from_two_working_directories(tmp_path: Path) -> None:
     """Without a parameter the workspace is found from the notebooks' folder, which papermill does not make its own."""
     copy = tmp_path / "checkout"

@@ -197,6 +197,7 @@ def test_nobody_is_granted_silence_while_the_server_imports() -> None:
         lender.stop()
 
 
+@pytest.mark.long
 def test_a_server_that_idled_away_starts_again_for_the_next_lab_that_tells(tmp_path: Path) -> None:
     lender = Lender()
     try:

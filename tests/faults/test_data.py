@@ -86,6 +86,7 @@ print(len(row))
 """
 
 
+@pytest.mark.long
 def test_ten_megabytes_in_one_line_are_one_row_cut_at_the_length_that_is_stated(tmp_path: Path, fault: Fault) -> None:
     """In a process of its own: cutting it into tokens takes much memory, and other tests measure theirs."""
     long = json.dumps({"text": "twelve apples and " * 600_000}).encode() + b"\n"

@@ -113,6 +113,7 @@ def test_a_client_that_reads_nothing_keeps_nobody_waiting(server: Server, fault:
     assert server.alive
 
 
+@pytest.mark.long
 def test_a_port_that_is_taken_between_choosing_and_binding_is_an_error_that_says_so(
     model: Path, tmp_path: Path, known: Fault
 ) -> None:

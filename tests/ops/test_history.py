@@ -87,6 +87,7 @@ def test_a_file_of_the_data_is_an_input(run: Run, course: Path) -> None:
     assert ran(run("00", "-p", "data", str(data))) == ["00"]
 
 
+@pytest.mark.long
 def test_what_is_lost_is_made_again(run: Run, course: Path) -> None:
     run()
     workspace = Workspace(course / "workspace")

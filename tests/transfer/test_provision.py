@@ -141,6 +141,7 @@ def test_fetching_again_leaves_it_alone_and_a_damaged_file_is_brought_again(
     assert gsm8k.read_bytes() == whole
 
 
+@pytest.mark.long
 def test_it_goes_to_a_bucket_too_and_the_doctor_finds_it_there(
     bare: Any, hub: Store, provided: Path, tmp_path: Path
 ) -> None:
