@@ -48,8 +48,8 @@ def literal_path(path: str) -> str:
 
 def main(job_file: str) -> int:
     """Runs the job and returns the exit code."""
-    job = Job(**json.loads(Path(job_file).read_text(encoding="utf-8")))
     skip_grammar_of_addresses()
+    job = Job(**json.loads(Path(job_file).read_text(encoding="utf-8")))
     from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError

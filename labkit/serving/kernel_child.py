@@ -21,7 +21,7 @@ FEWEST = 3
 
 
 def medians_ms(x: Any, layers: Sequence[Layer | None]) -> list[float | None]:
-    """The median time of each layer on x, in milliseconds, after one that warms up; None for none.
+    """The median time of each layer (the first is one) on x, in milliseconds, after one that warms up; None for none.
 
     They run by turns, as two cores of a shared machine may be twice as fast a second later.
     """

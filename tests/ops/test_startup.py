@@ -22,7 +22,12 @@ except nbformat.ValidationError:
 
 @pytest.mark.parametrize(
     ("first", "loaded"),
-    [("", "True"), ("from labkit.ops.startup import skip_grammar_of_addresses as skip; skip()", "False")],
+    [
+        ("", "True"),
+        ("from labkit.ops.cli import main\ntry: main(['no such command'])\nexcept SystemExit: pass", "False"),
+        ("from labkit.ops.execute import main\ntry: main('no such job')\nexcept FileNotFoundError: pass", "False"),
+    ],
+    ids=["without labkit", "labkit's command", "a lab's own process"],
 )
 def test_notebooks_are_validated_without_a_grammar_of_addresses(first: str, loaded: str) -> None:
     """The first case shows that there is still something to skip."""
