@@ -147,6 +147,7 @@ def test_a_server_that_ends_while_it_imports_is_done_without(tmp_path: Path) -> 
     end_fork_servers()
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_takes_its_engines_along_and_the_next_one_has_another(tmp_path: Path) -> None:
     first = run(SERVER_OF, tmp_path)
     with pytest.raises(ProcessFailed, match="was killed"):

@@ -68,6 +68,7 @@ def test_a_lab_that_misbehaves_fails_with_the_reason_and_leaves_nothing(
     assert size < 500_000_000
 
 
+@pytest.mark.long
 def test_a_notebook_whose_cells_each_stay_under_the_limit_but_not_together_is_stopped(
     tmp_path: Path, fault: Fault
 ) -> None:

@@ -62,6 +62,7 @@ def test_a_load_of_nothing_is_refused(field: int) -> None:
         Load(*(0 if number == field else 1 for number in range(4)))
 
 
+@pytest.mark.long
 def test_a_server_that_dies_under_the_load_is_the_error_and_no_result_comes(
     served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
