@@ -21,6 +21,7 @@ from labkit.hardware import stack_versions, this_machine
 from labkit.ledger import utc_now
 from labkit.workspace import write_atomically
 
+QUICK_RUN = ROOT / "build" / "benchmarks.json"  # results.json is the last full run's, and no part of one replaces it
 SO_FAR = ROOT / "build" / "benchmarks-so-far.json"  # a full run's, until it is whole
 
 
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 if everything could be measured, bars met or not; 1 if a side failed."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    whole = arguments.full and not (arguments.only or arguments.runs or arguments.output)
+    part = bool(arguments.only or arguments.runs or arguments.output)
+    whole = arguments.full and not part
     names = arguments.only or [*(BENCHMARKS if arguments.full else QUICK), *(GROWTHS if arguments.full else ())]
     began, failures = time.monotonic(), []
     results: list[Result] = []
@@ -73,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         RESULTS.write_text(report.to_json(), encoding="utf-8")
         SO_FAR.unlink()
         readme.main()
+    elif not (part or whole or failures):
+        write_atomically(QUICK_RUN, report.to_json())
+        print(f"\n{QUICK_RUN}")
     return 1 if failures else 0
 
 
@@ -109,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measures labkit against what it replaces. A run of everything (--full) writes results.json and "
-        "README.md beside this; any other one writes nothing unless --output says where.",
+        "README.md beside this; one without options, build/benchmarks.json; one of a part, what --output names.",
     )
     parser.add_argument("--full", action="store_true", help="everything, whatever it takes; else what takes minutes")
     everything = [*BENCHMARKS, *GROWTHS]

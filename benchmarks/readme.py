@@ -18,7 +18,8 @@ HEAD = """\
 # Benchmarks
 
 labkit against the thing it replaces: `make bench` measures in minutes what takes minutes, `make bench-full` all of it,
-and writes results.json and this file; `make bench ARGS="--only fp8 --runs 5"` measures a part and writes nothing.
+and writes results.json and this file; what `make bench` found stays in build/benchmarks.json.
+`make bench ARGS="--only fp8 --runs 5"` measures a part and writes nothing.
 
 Every side is a whole process, imports included: wall seconds from its start to its end, and the largest sum of resident
 memory over its process tree. The two sides of a pair take turns in the same run. A ratio is that of the medians, ours

@@ -72,9 +72,10 @@ def test_a_full_run_with_a_failure_writes_no_result_and_goes_on_from_it(
         measured.append("grown")
         return GROWN
 
-    monkeypatch.setattr(__main__, "QUICK", {})
+    monkeypatch.setattr(__main__, "QUICK", ["a"])
     monkeypatch.setattr(__main__, "GROWTHS", {"grown": grow})
     monkeypatch.setattr(__main__, "SO_FAR", tmp_path / "build" / "so-far.json")
+    monkeypatch.setattr(__main__, "QUICK_RUN", tmp_path / "build" / "benchmarks.json")
     monkeypatch.setattr(__main__, "RESULTS", tmp_path / "results.json")
     monkeypatch.setattr(readme, "main", lambda: None)
     monkeypatch.setattr(__main__, "BENCHMARKS", {"a": named("a", fails=True), "b": named("b")})
@@ -84,16 +85,23 @@ def test_a_full_run_with_a_failure_writes_no_result_and_goes_on_from_it(
     assert __main__.main(["--full"]) == 1
     assert "--full --resume" in capsys.readouterr().err
     assert not __main__.RESULTS.exists()
+    assert __main__.main([]) == 1
+    assert not __main__.QUICK_RUN.exists()
     monkeypatch.setattr(__main__, "BENCHMARKS", {"a": named("a"), "b": named("b")})
     with pytest.raises(SystemExit):
         __main__.main(["--resume"])
     assert __main__.main(["--full", "--resume"]) == 0
-    assert measured == ["a", "b", "grown", "a"]
+    assert measured == ["a", "b", "grown", "a", "a"]
     report = Report.from_json(__main__.RESULTS.read_text())
     assert [result.name for result in report.results] == ["a", "b"]
     assert report.sittings == 2
     assert "in 2 sittings" in readme.render(report)
     assert not __main__.SO_FAR.exists()
+    assert not __main__.QUICK_RUN.exists()
+    whole = __main__.RESULTS.read_bytes()
+    assert __main__.main([]) == 0
+    assert [result.name for result in Report.from_json(__main__.QUICK_RUN.read_text()).results] == ["a"]
+    assert __main__.RESULTS.read_bytes() == whole, "a quick run does not take the place of a full one"
 
 
 @pytest.mark.parametrize("part", ["machine", "versions", "labkit"])
