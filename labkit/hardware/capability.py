@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from labkit.errors import Unsupported, UsageError
-from labkit.hardware.machine import Build, Gpu, Machine, engine_build, this_machine
+from labkit.hardware.machine import Build, Gpu, Machine, cpu_level, engine_build, this_machine
 from labkit.hardware.table import HARDWARE as HARDWARE
 from labkit.hardware.table import SCHEMES as SCHEMES
 from labkit.hardware.table import TABLE as TABLE
@@ -31,6 +31,17 @@ _INSTALL: dict[Build, str] = {
     "rocm": "Point LABKIT_ENGINE_PYTHON to an environment with vLLM's ROCm build.",
 }
 
+# AMD's architectures and the lowest compute capability of NVIDIA's that the table has a key for.
+_AMD_CLASS = {"gfx942": "mi300", "gfx950": "mi350", "gfx1200": "rdna4", "gfx1201": "rdna4"}
+_NVIDIA_CLASS = {
+    (12, 0): "blackwell-12.0",
+    (10, 0): "blackwell-10.0",
+    (9, 0): "hopper",
+    (8, 9): "ada",
+    (8, 0): "ampere",
+    (7, 5): "turing",
+}
+
 # (scheme, hardware) -> its row; a pair that stands twice keeps the last, which a test forbids.
 _ROWS = {(scheme, hardware): row for row in TABLE for scheme in row.schemes for hardware in row.hardware}
 
@@ -39,7 +50,7 @@ def _own_build(hardware: str) -> Build:
     """The vLLM build that uses this hardware."""
     if hardware.startswith("cpu-"):
         return "cpu"
-    return "rocm" if hardware in ("mi300", "amd-other") else "cuda"
+    return "rocm" if hardware in (*_AMD_CLASS.values(), "amd-other") else "cuda"
 
 
 def judge(scheme: str, hardware: str, build: Build) -> Capability:
@@ -65,48 +76,31 @@ def judge(scheme: str, hardware: str, build: Build) -> Capability:
     return Capability(scheme, hardware, build, "no", reason, alternative)
 
 
-def cpu_class(features: frozenset[str]) -> str:
-    """The HARDWARE key of a processor."""
-    for feature, key in (("amx", "cpu-amx"), ("avx512_vnni", "cpu-avx512-vnni"), ("avx512f", "cpu-avx512")):
-        if feature in features and "avx512f" in features:
-            return key
-    return "cpu-avx2" if "avx2" in features else "cpu-other"
-
-
 def gpu_class(gpu: Gpu) -> str:
     """The HARDWARE key of a GPU; a compute capability between two listed ones counts as the lower."""
     if gpu.vendor == "amd":
-        return "mi300" if "gfx942" in gpu.name or "MI300" in gpu.name else "amd-other"
-    starts = {
-        (12, 0): "blackwell-12.0",
-        (10, 0): "blackwell-10.0",
-        (9, 0): "hopper",
-        (8, 9): "ada",
-        (8, 0): "ampere",
-        (7, 5): "turing",
-    }
-    return next((key for start, key in starts.items() if (gpu.compute_capability or (0, 0)) >= start), "nvidia-older")
+        return next((key for gfx, key in _AMD_CLASS.items() if f"({gfx})" in gpu.name), "amd-other")
+    capability = gpu.compute_capability or (0, 0)
+    return next((key for start, key in _NVIDIA_CLASS.items() if capability >= start), "nvidia-older")
 
 
 def capability(scheme: str, machine: Machine | None = None, build: Build | None = None) -> Capability:
     """What a scheme meets on a machine (default: this one) with an engine build (default: the installed one).
 
-    The CPU build runs on the processor even where there is a GPU: the answer is the processor's, and says so. Of
-    several GPUs the first that the build can use counts, as it does for vLLM.
+    The CPU build runs on the processor even where there is a GPU: the answer is the processor's, and says so.
     """
     machine, build = machine or this_machine(), build or engine_build()
-    vendor = {"cuda": "nvidia", "rocm": "amd"}.get(build)
-    usable = [gpu for gpu in machine.gpus if vendor in (None, gpu.vendor)] or list(machine.gpus)
-    if not usable or build == "cpu":
-        found = judge(scheme, cpu_class(machine.features), build)
-        if machine.gpus and build == "cpu":
-            found = replace(
-                found,
-                reason=f"On the CPU, as vLLM's CPU build leaves the GPU unused: {found.reason}",
-                alternative=f"{found.alternative} {_INSTALL[_own_build(gpu_class(machine.gpus[0]))]}".strip(),
-            )
+    gpu = machine.gpu_of(build) or next(iter(machine.gpus), None)
+    if gpu is not None and build != "cpu":
+        return judge(scheme, gpu_class(gpu), build)
+    found = judge(scheme, cpu_level(machine.features)[1], build)
+    if gpu is None:
         return found
-    return judge(scheme, gpu_class(usable[0]), build)
+    return replace(
+        found,
+        reason=f"On the CPU, as vLLM's CPU build leaves the GPU unused: {found.reason}",
+        alternative=f"{found.alternative} {_INSTALL[_own_build(gpu_class(gpu))]}".strip(),
+    )
 
 
 def require(scheme: str) -> Capability:

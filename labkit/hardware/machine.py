@@ -32,6 +32,16 @@ CPU_FLAGS = {
     "avx512_bf16": "avx512_bf16",
     "amx": "amx_tile",
 }
+# The levels of an x86 CPU, from old to new: the short name, the feature that it has beyond the level before it, and its
+# key of the capability matrix. vLLM has three libraries for them: for avx2, for avx512 and vnni, for bf16 and amx.
+LEVELS = (
+    ("avx2", "avx2", "cpu-avx2"),
+    ("avx512", "avx512f", "cpu-avx512"),
+    ("vnni", "avx512_vnni", "cpu-avx512-vnni"),
+    ("bf16", "avx512_bf16", "cpu-avx512-bf16"),
+    ("amx", "amx", "cpu-amx"),
+)
+AMD_NAMES = {"gfx942": "AMD Instinct MI300", "gfx950": "AMD Instinct MI350"}
 # The distributions whose versions move results; a missing one is left out.
 STACK = (
     "torch",
@@ -70,14 +80,35 @@ class Machine:
     gpus: tuple[Gpu, ...] = ()
 
     @property
+    def level(self) -> str:
+        """One word for headers and reports: the GPU that the installed engine uses, or the CPU's level (LEVELS)."""
+        gpu = self.gpu_of(engine_build())
+        return gpu.name if gpu else cpu_level(self.features)[0]
+
+    def gpu_of(self, build: Build) -> Gpu | None:
+        """The GPU that an engine build uses: of several the first, as for vLLM."""
+        vendor = {"cuda": "nvidia", "rocm": "amd"}.get(build)
+        return next((gpu for gpu in self.gpus if gpu.vendor == vendor), None)
+
+    @property
     def label(self) -> str:
-        """One short line for the ledger and for reports."""
+        """One short line for the ledger and for reports; of the CPU's features the three newest, which decide."""
         parts = [self.cpu, f"{self.cores} cores", f"{self.memory_bytes / 2**30:.0f} GiB"]
-        wide = [name for name in ("amx", "avx512_bf16", "avx512_vnni", "avx512f", "avx2") if name in self.features]
-        if wide:
-            parts.append("+".join(wide[:3]))
+        newest = [feature for _, feature, _ in reversed(LEVELS) if feature in self.features]
+        if newest:
+            parts.append("+".join(newest[:3]))
         parts += [f"{gpu.name} {gpu.memory_bytes / 2**30:.0f} GiB" for gpu in self.gpus] or ["no GPU"]
         return ", ".join(parts)
+
+
+def cpu_level(features: frozenset[str]) -> tuple[str, str]:
+    """A processor's short name and its key of the capability matrix: the newest level that it has, with all below."""
+    found = ("other", "cpu-other")
+    for name, feature, key in LEVELS:
+        if feature not in features:
+            break
+        found = (name, key)
+    return found
 
 
 @cache
@@ -174,8 +205,7 @@ def amd_gpus(nodes: Path) -> tuple[Gpu, ...]:
         gfx = f"gfx{major}{minor:x}{step:x}"
         banks = [_properties(path / "properties") for path in (node / "mem_banks").glob("*")]
         memory_bytes = sum(int(bank["size_in_bytes"]) for bank in banks if bank.get("heap_type") in ("1", "2"))
-        name = f"AMD Instinct MI300 ({gfx})" if gfx == "gfx942" else f"AMD GPU ({gfx})"
-        found.append(Gpu(name, memory_bytes, "amd"))
+        found.append(Gpu(f"{AMD_NAMES.get(gfx, 'AMD GPU')} ({gfx})", memory_bytes, "amd"))
     return tuple(found)
 
 

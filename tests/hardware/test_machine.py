@@ -11,7 +11,8 @@ import pytest
 
 from labkit.errors import ProcessFailed
 from labkit.hardware import Gpu, Machine, engine_build, stack_versions, this_machine
-from labkit.hardware.machine import CPU_FLAGS, amd_gpus, cgroup_limits, is_visible, read_cpu
+from labkit.hardware.machine import CPU_FLAGS, LEVELS, amd_gpus, cgroup_limits, cpu_level, is_visible, read_cpu
+from labkit.hardware.table import HARDWARE
 
 
 def write(path: Path, text: str) -> Path:
@@ -34,6 +35,42 @@ def test_the_label_is_one_line_that_names_processor_memory_and_gpu() -> None:
     machine = Machine("Some CPU", 8, 32 * 2**30, frozenset({"avx2", "avx512f", "avx512_vnni"}), (gpu,))
     assert machine.label == "Some CPU, 8 cores, 32 GiB, avx512_vnni+avx512f+avx2, NVIDIA L4 24 GiB"
     assert Machine("Some CPU", 2, 2**33).label == "Some CPU, 2 cores, 8 GiB, no GPU"
+
+
+def test_the_label_shows_the_newest_features_which_decide() -> None:
+    features = frozenset({"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx"})
+    assert "amx+avx512_bf16+avx512_vnni," in Machine("Some CPU", 2, 2**33, features).label
+    assert "avx512_bf16+avx512_vnni+avx512f," in Machine("Some CPU", 2, 2**33, features - {"amx"}).label
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        (set(), ("other", "cpu-other")),
+        ({"avx2"}, ("avx2", "cpu-avx2")),
+        ({"avx2", "avx512f"}, ("avx512", "cpu-avx512")),
+        ({"avx2", "avx512f", "avx512_vnni"}, ("vnni", "cpu-avx512-vnni")),
+        ({"avx2", "avx512f", "avx512_vnni", "avx512_bf16"}, ("bf16", "cpu-avx512-bf16")),
+        ({"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx"}, ("amx", "cpu-amx")),
+        ({"avx512f", "amx"}, ("other", "cpu-other")),
+    ],
+)
+def test_a_processor_has_the_newest_level_that_it_has_with_all_below(
+    features: set[str], expected: tuple[str, str]
+) -> None:
+    assert cpu_level(frozenset(features)) == expected
+
+
+def test_every_level_is_a_feature_that_is_read_and_a_row_of_the_matrix() -> None:
+    assert [feature for _, feature, _ in LEVELS] == list(CPU_FLAGS)
+    assert {key for _, _, key in LEVELS} == {key for key in HARDWARE if key.startswith("cpu-")} - {"cpu-other"}
+
+
+def test_the_level_is_the_gpus_name_where_the_engine_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine("Some CPU", 2, 2**33, frozenset({"avx2"}), (Gpu("NVIDIA L4", 24 * 2**30, "nvidia", (8, 9)),))
+    for build, expected in (("cuda", "NVIDIA L4"), ("cpu", "avx2"), ("rocm", "avx2"), ("none", "avx2")):
+        monkeypatch.setattr("labkit.hardware.machine.engine_build", lambda build=build: build)
+        assert machine.level == expected
 
 
 def test_amx_and_avx512_are_read_from_the_processors_flags(tmp_path: Path) -> None:
