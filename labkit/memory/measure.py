@@ -7,12 +7,11 @@ import gc
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
-
-from labkit.errors import LabError
 
 SAMPLE_SECONDS = 0.02
 
@@ -148,9 +147,9 @@ def peak() -> Iterator[Peak]:
 def measure_forward(model: Any, batch: int, sequence: int) -> int:
     """Peak bytes of the tensors that one forward makes, weights not counted: no gradients, no cache, random tokens.
 
-    Counted in torch's allocator on either device: on a GPU from its own record, on a CPU by adding up the allocations
-    and releases that the profiler reports. That is exact and the same on every run. The process's resident size would
-    add what glibc keeps for later, the scratch memory of math libraries and whatever the process does meanwhile.
+    Counted as torch makes and drops them, so it is the same on every machine and every run. What a kernel takes beside
+    its tensors while it works is not in it: that differs from processor to processor (one without units for BF16
+    converts whole weights), and the process's resident size would add what the C library keeps for later.
     """
     import torch
 
@@ -159,31 +158,48 @@ def measure_forward(model: Any, batch: int, sequence: int) -> int:
     tokens = torch.randint(vocabulary, (batch, sequence), generator=torch.Generator().manual_seed(0)).to(device)
     with torch.inference_mode():
         model(input_ids=tokens[:, :8], use_cache=False)  # whatever is made once and kept is made here
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-            model(input_ids=tokens, use_cache=False)
-            torch.cuda.synchronize(device)
-            return int(torch.cuda.max_memory_allocated(device) - before)
-        return _profiled_peak(lambda: model(input_ids=tokens, use_cache=False))
-
-
-def _profiled_peak(run: Any) -> int:
-    """The largest sum of live bytes that torch's CPU allocator handed out during a call."""
-    from torch.profiler import ProfilerActivity, profile
-
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints to the terminal at start and stop
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = run()  # kept until the profiler stops, as a caller keeps the logits
+        with tensors_alive() as counted:
+            result = model(input_ids=tokens, use_cache=False)  # kept until then, as a caller keeps the logits
     del result
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    if not events:
-        raise LabError(
-            "torch's profiler reported no memory", why="the peak of a forward is unknown", fix="run on a GPU"
-        )
-    live = highest = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        highest = max(highest, live)
-    return highest
+    return counted.highest_bytes
+
+
+class Counted:
+    """Bytes of the tensors that operators of torch made in a block: those alive now, and at most."""
+
+    live_bytes = highest_bytes = 0
+
+
+@contextmanager
+def tensors_alive() -> Iterator[Counted]:
+    """Counts each operator's outputs in a block, by their storage: a view holds nothing, nor does a changed input."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    found, known = Counted(), set[int]()
+
+    def dropped(key: int, size: int) -> None:
+        known.discard(key)
+        found.live_bytes -= size
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            given = {
+                leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
+            }
+            result = function(*args, **(kwargs or {}))
+            for leaf in tree_leaves(result):
+                if not isinstance(leaf, torch.Tensor):
+                    continue
+                storage = leaf.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                if key not in known and key not in given:
+                    known.add(key)
+                    found.live_bytes += size
+                    weakref.finalize(storage, dropped, key, size)
+            found.highest_bytes = max(found.highest_bytes, found.live_bytes)
+            return result
+
+    with Counting():
+        yield found

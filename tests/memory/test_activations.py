@@ -4,7 +4,6 @@ import pytest
 import torch
 import transformers
 
-from labkit.hardware import this_machine
 from labkit.memory import (
     QWEN_7B,
     activation_bytes,
@@ -13,6 +12,7 @@ from labkit.memory import (
     kv_cache_bytes,
     measure_forward,
 )
+from labkit.memory.measure import tensors_alive
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral", "granite", "gemma", "gemma2", "gemma3_text"]
 # Widths under which each moment of the forward is the fullest one.
@@ -37,30 +37,37 @@ def model_of(architecture: str, dtype: torch.dtype = torch.bfloat16, **fields: i
 def test_the_predicted_peak_is_that_of_a_real_forward(architecture: str, dominant: str) -> None:
     model = model_of(architecture, **SHAPES[dominant])
     assert activation_parts(model.config, 2, 512).dominant == dominant
-    assert activation_bytes(model.config, 2, 512) == pytest.approx(measure_forward(model, 2, 512), rel=0.15)
+    assert activation_bytes(model.config, 2, 512) == pytest.approx(measure_forward(model, 2, 512), rel=0.1)
 
 
 def test_the_prediction_holds_at_hundreds_of_megabytes() -> None:
     model = model_of("qwen2", vocab_size=50_000, intermediate_size=1024, num_hidden_layers=1)
     measured = measure_forward(model, 4, 1024)
     assert measured > 400e6
-    assert activation_bytes(model.config, 4, 1024) == pytest.approx(measured, rel=0.15)
+    assert activation_bytes(model.config, 4, 1024) == pytest.approx(measured, rel=0.1)
 
 
 def test_the_prediction_holds_in_fp32_and_with_full_attention_heads() -> None:
     model = model_of("llama", torch.float32, **SHAPES["attention"], num_key_value_heads=8)
-    assert activation_bytes(model.config, 1, 512, 4) == pytest.approx(measure_forward(model, 1, 512), rel=0.15)
+    assert activation_bytes(model.config, 1, 512, 4) == pytest.approx(measure_forward(model, 1, 512), rel=0.1)
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "gemma3_text"])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_sliding_window_shorter_than_the_sequence_adds_its_mask(architecture: str, batch: int) -> None:
-    """With AMX torch's attention packs keys and values anew: a kernel's scratch memory, which no config tells."""
     model = model_of(architecture, **SHAPES["mlp"], sliding_window=256)
-    packed = 2 * 4 * 64 * batch * 1024 * 2 if "amx" in this_machine().features else 0
-    parts = activation_parts(model.config, batch, 1024)
-    predicted = max(parts.attention + packed, parts.mlp, parts.logits)
-    assert predicted == pytest.approx(measure_forward(model, batch, 1024), rel=0.15)
+    assert activation_bytes(model.config, batch, 1024) == pytest.approx(measure_forward(model, batch, 1024), rel=0.1)
+
+
+def test_a_view_and_a_changed_input_hold_nothing_and_what_was_dropped_is_gone() -> None:
+    weight = torch.ones(1000)
+    with tensors_alive() as counted:
+        weight.view(10, 100).add_(1.0)
+        first = weight + 1
+        del first
+        kept = weight * 2
+    assert (counted.highest_bytes, counted.live_bytes) == (4000, 4000)
+    assert kept[0] == 4
 
 
 def test_measuring_twice_gives_the_same_bytes() -> None:
