@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -112,7 +112,7 @@ class Child:
             self._process = launch(self.command, output.fileno(), {**os.environ, **(env or {})}, cwd, read_end)
         os.close(read_end)
         self._began = self._next_look = time.monotonic()
-        self.peak_bytes = 0
+        self.peak_bytes = self._most_resident = 0
 
     @property
     def pid(self) -> int:
@@ -126,7 +126,8 @@ class Child:
         pid = self._process.pid
         if pid and time.monotonic() >= self._next_look:
             began = time.thread_time()  # not the clock: one look that waits for a busy core would blind us for long
-            self.peak_bytes = max(self.peak_bytes, tree_bytes(pid, self._process.lends))
+            resident, held = tree_bytes(pid, self._process.lends, self._most_resident)
+            self._most_resident, self.peak_bytes = max(self._most_resident, resident), max(self.peak_bytes, held)
             self._next_look = time.monotonic() + (time.thread_time() - began) / LOOK_SHARE
         return self._process.poll()
 
@@ -151,24 +152,28 @@ class Child:
             self._write_end = -1
 
 
-def tree_bytes(pid: int, lends: int = 0) -> int:
-    """Resident bytes of a process and all below it; shared pages count once for each process.
+def tree_bytes(pid: int, lends: int = 0, most_resident: int = 0) -> tuple[int, int]:
+    """Bytes of a process and all below it: the sum of what is resident in each, and what they hold in all.
 
+    What they hold counts a page once that several share, as forks and libraries do: Linux's proportional set size. It
+    takes the kernel long to tell, so it is asked only where more is resident than `most_resident`, and is 0 else.
     lends: a fork server that runs something below it; it counts while it has other children too, its forks.
     """
-    total = 0
+    resident = held = 0
     try:
         root = psutil.Process(pid)
         tree = [root, *root.children(recursive=True)]
         asked = lends and sum(process.ppid() == lends for process in tree) > 1
-        for process in tree:
-            try:
-                total += process.memory_info().rss if asked or process.pid != lends else 0
-            except psutil.Error:
-                continue  # it ended while we looked
     except psutil.Error:
-        return total
-    return total
+        return 0, 0
+    tree = [process for process in tree if asked or process.pid != lends]
+    for process in tree:
+        with suppress(psutil.Error):  # it ended while we looked
+            resident += process.memory_info().rss
+    for process in tree if resident > most_resident else ():
+        with suppress(psutil.Error):
+            held += process.memory_full_info().pss
+    return resident, held
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from labkit.ledger import Measurement
 from labkit.manifest import write_manifest
 from labkit.perplexity import Losses
 from labkit.profiles import TINY, Parameters
-from labkit.serving import Load, Loaded, Repeated
+from labkit.serving import Alone, Load, Loaded, Repeated
 from labkit.simulation import paper_grid
 from labkit.transfer import Plan, bundle, parse
 from labkit.workspace import Workspace
@@ -45,6 +45,10 @@ LOAD = Load(concurrency=8, requests=8, input_tokens=16, output_tokens=4)
 
 def loaded(output_tok_per_s: float) -> Loaded:
     return Loaded(LOAD, 0, 1.0, 1.0, output_tok_per_s, 1.0, 1.0, 1.0, 1.0, True)
+
+
+def engine_alone(step_ms: float) -> Alone:
+    return Alone(10**9, "bfloat16", {32: Repeated.of([step_ms], False)}, None)
 
 
 def fp8(*values: float) -> torch.Tensor:
@@ -180,22 +184,18 @@ PAIRS: dict[str, tuple[Callable[[], Check], Callable[[], Check]]] = {
         lambda: checks.loads_are_whole({"bf16": {LOAD: [loaded(10.0)]}}),
         lambda: checks.loads_are_whole({"bf16": {LOAD: [loaded(float("nan"))]}}),
     ),
+    "engines were measured": (
+        lambda: checks.engines_were_measured({"bf16": engine_alone(30.0)}, 32),
+        lambda: checks.engines_were_measured({"bf16": engine_alone(30.0), "int8-rtn": engine_alone(0.0)}, 32),
+    ),
+    "engines were measured, one with fewer requests": (
+        lambda: checks.engines_were_measured({"bf16": engine_alone(30.0)}, 32),
+        lambda: checks.engines_were_measured({"bf16": engine_alone(30.0)}, 64),
+    ),
     "servers are gone": (lambda: checks.servers_are_gone([]), lambda: checks.servers_are_gone(["bf16"])),
-    "faster": (
-        lambda: checks.faster(Repeated(1.5, 1.4, 1.6, 3, True), "int8-rtn", "decode", 1.2),
-        lambda: checks.faster(Repeated(1.1, 1.0, 1.3, 3, True), "int8-rtn", "decode", 1.2),
-    ),
-    "slower": (
-        lambda: checks.slower(Repeated(0.2, 0.2, 0.2, 1, True), "fp8-dynamic", "a short load"),
-        lambda: checks.slower(Repeated(1.2, 1.2, 1.2, 1, True), "fp8-dynamic", "a short load"),
-    ),
     "tokens as predicted": (
         lambda: checks.tokens_as_predicted(2_000, 2_010, "a cache"),
         lambda: checks.tokens_as_predicted(2_000, 1_000, "a cache"),
-    ),
-    "saving as predicted": (
-        lambda: checks.saving_as_predicted(380_000_000, 400_000_000, "int8-rtn"),
-        lambda: checks.saving_as_predicted(20_000_000, 400_000_000, "int8-rtn"),
     ),
     "as the matrix says": (
         lambda: checks.as_the_matrix_says(judge("fp8-w8a8-static", "cpu-avx512-vnni", "cpu"), taken=False),

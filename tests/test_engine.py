@@ -1,15 +1,20 @@
 """The engine child: what goes in, what comes out, and what is told when it fails."""
 
+import json
 import os
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from labkit.engine import engine_env, run_script, scratch_env, telling_lines
+from labkit import hardware
+from labkit.engine import engine_env, number_type, run_script, scratch_env, telling_lines
 from labkit.errors import ProcessFailed, UsageError
+from labkit.hardware import Gpu, Machine, this_machine
 from labkit.profiles import TINY
 from tests.models import make_model
 
@@ -163,3 +168,45 @@ def test_an_offline_generation_script_runs_in_the_child(tmp_path):
     assert all(1 <= tokens <= 8 for tokens in found)
     assert "vllm" not in sys.modules
     assert os.path.getsize(tmp_path / "logs" / "engine.log") > 0
+
+
+CUTLASS = "CutlassInt8ScaledMMLinearKernel"
+
+
+@pytest.mark.parametrize(
+    ("capability", "build", "of_the_user", "expected"),
+    [
+        ((12, 0), "cuda", "", CUTLASS),
+        ((10, 3), "cuda", "SomeKernel", f"SomeKernel,{CUTLASS}"),
+        ((9, 0), "cuda", "SomeKernel", None),
+        ((12, 0), "cpu", "", None),
+    ],
+)
+def test_on_blackwell_vllm_is_kept_from_the_int8_kernel_that_refuses_it(
+    monkeypatch, capability, build, of_the_user, expected
+):
+    machine = Machine("a CPU", 8, 2**35, gpus=(Gpu("a GPU", 2**35, "nvidia", capability),))
+    monkeypatch.setattr("labkit.hardware.this_machine", lambda: machine)
+    monkeypatch.setattr("labkit.hardware.engine_build", lambda: build)
+    monkeypatch.setenv("VLLM_DISABLED_KERNELS", of_the_user)
+    assert engine_env(TINY.engine, offline=True).get("VLLM_DISABLED_KERNELS") == expected
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ({"avx2"}, "float32"),
+        ({"avx2", "avx512f", "avx512_vnni"}, "float32"),
+        ({"avx2", "avx512f", "avx512_vnni", "avx512_bf16"}, "bfloat16"),
+    ],
+)
+def test_the_number_type_is_float32_where_the_cpu_has_no_units_for_bf16(features, expected, monkeypatch, tmp_path):
+    machine = replace(this_machine(), features=frozenset(features), gpus=())
+    monkeypatch.setattr(hardware, "capability", partial(hardware.capability, machine=machine, build="cpu"))
+    assert number_type(TINY.engine) == expected
+    assert number_type(replace(TINY.engine, dtype="float16")) == "float16"
+    packed = {"quantization_config": {"format": "pack-quantized"}}
+    (tmp_path / "config.json").write_text(json.dumps(packed))
+    assert number_type(TINY.engine, tmp_path) == "bfloat16", "vLLM's kernel for W4A16 on CPUs has no float32"
+    (tmp_path / "config.json").write_text("{}")
+    assert number_type(TINY.engine, tmp_path) == expected

@@ -10,6 +10,7 @@ import pytest
 
 from labkit import tiny
 from labkit.compare import compare_evaluations
+from labkit.engine import number_type
 from labkit.errors import CheckpointError, DataError, ProcessFailed, UsageError
 from labkit.evaluation import (
     Evaluation,
@@ -173,7 +174,7 @@ def test_every_setting_that_moves_a_score_is_recorded(found):
         "add_bos": False,
         "double_bos": False,
         "max_model_len": 2048,
-        "dtype": "bfloat16",
+        "dtype": number_type(TINY.engine),
     }
     assert {name: settings[name] for name in expected} == expected
     assert settings["generation"]["max_gen_toks"] == 64

@@ -84,15 +84,26 @@ def test_the_peak_counts_the_memory_of_children_of_the_child(log: Path) -> None:
     assert 200_000_000 < finished.peak_bytes < 400_000_000
 
 
+def test_what_forks_share_counts_once(log: Path) -> None:
+    code = """import os, time
+block = bytearray(b'x' * 200_000_000)
+for _ in range(3):
+    if os.fork() == 0:
+        break
+time.sleep(1)"""
+    finished = processes.run(python(code), log, deadline_seconds=60)
+    assert 200_000_000 < finished.peak_bytes < 400_000_000
+
+
 def test_a_look_that_had_to_wait_for_a_core_does_not_blind_the_next_ones(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look = processes.tree_bytes
 
-    def waits_first(pid: int, lends: int = 0) -> int:
+    def waits_first(pid: int, lends: int = 0, most_resident: int = 0) -> tuple[int, int]:
         monkeypatch.setattr(processes, "tree_bytes", look)
         time.sleep(0.5)  # by the clock, 25 s until the next look
-        return look(pid, lends)
+        return look(pid, lends, most_resident)
 
     monkeypatch.setattr(processes, "tree_bytes", waits_first)
     grows_later = "import time; time.sleep(1); block = b'x' * 200_000_000; time.sleep(1)"

@@ -12,7 +12,7 @@ from labkit.profiles import EMBEDDED, PROFILES, TINY, WORKBENCH, Parameters, get
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PROFILE", "WORKSPACE", "MODEL", "DATA"):
+    for name in ("PROFILE", "WORKSPACE", "MODEL", "DATA", "DTYPE"):
         monkeypatch.delenv(f"LABKIT_{name}", raising=False)
 
 
@@ -26,6 +26,15 @@ def test_the_environment_chooses_a_profile_and_an_argument_goes_before_it(monkey
     monkeypatch.setenv("LABKIT_PROFILE", "workbench")
     assert get_profile() is WORKBENCH
     assert get_profile("tiny") is TINY
+
+
+def test_the_engine_s_number_type_is_the_machine_s_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert get_profile().engine.dtype == "auto"
+    monkeypatch.setenv("LABKIT_DTYPE", "float32")
+    assert get_profile().engine.dtype == "float32"
+    assert get_profile("tiny", "bfloat16").engine.dtype == "bfloat16"
+    with pytest.raises(UsageError, match=r"dtype is 'fp8'[\s\S]*auto, bfloat16, float16, float32"):
+        get_profile(dtype="fp8")
 
 
 def test_an_unknown_profile_is_refused_with_the_names_there_are() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from labkit.card.evidence import Evidence, Score
 from labkit.compare.recovery import LEVEL
+from labkit.engine import NO_INT8_ON_BLACKWELL
 from labkit.estimates import Z_95
 from labkit.hardware import HARDWARE, TABLE, Verdict
 
@@ -185,7 +186,9 @@ def _serving(evidence: Evidence, target: str) -> Iterator[str]:
     fetch = f"labkit fetch {target} {folder}\n" if target else ""
     yield f"```sh\n{fetch}vllm serve {folder}\n```"
     scheme, lines = _scheme(evidence), []
-    for verdict in get_args(Verdict):
+    if scheme == "int8-w8a8":
+        yield f"On a Blackwell GPU set `VLLM_DISABLED_KERNELS={NO_INT8_ON_BLACKWELL}` for it (vLLM 0.32)."
+    for verdict in get_args(Verdict)[:-1]:  # the last, "not covered", says nothing of vLLM
         rows = [row for row in TABLE if scheme in row.schemes and row.verdict == verdict]
         if names := [HARDWARE[name] for row in rows for name in row.hardware]:
             lines.append(f"- {verdict}: {', '.join(names)}")

@@ -146,6 +146,8 @@ def _hardware(found: Inspection, build: Build, machine: Machine | None) -> Itera
             yield Finding("error", f"{scheme} does not run here: {answer.reason}", answer.alternative)
         elif answer.verdict in ("emulated", "weights-only"):
             yield Finding("warning", f"{scheme} runs here, {answer.verdict}: {answer.reason}", answer.alternative)
+        elif answer.verdict == "not covered":
+            yield Finding("warning", f"{scheme}: {answer.reason}", answer.alternative)
 
 
 def head_size(config: dict[str, Any]) -> int:

@@ -66,7 +66,7 @@ def scheme_name(weights: Quantization | None, activations: Quantization | None) 
     inputs = (activations.kind, activations.bits) if activations else None
     if form == ("float", 4):
         name = "mxfp4" if weights.group_size == 32 else "nvfp4"
-        return name if inputs else f"{name}a16"
+        return f"{name}a16" if inputs is None else f"{name}afp8" if inputs == ("float", 8) else name
     if form == ("float", 8):
         if inputs != form or activations is None:
             return "fp8-weight-only"

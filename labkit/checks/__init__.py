@@ -34,11 +34,9 @@ from labkit.checks.scored import (
 )
 from labkit.checks.served import (
     as_the_matrix_says,
-    faster,
+    engines_were_measured,
     loads_are_whole,
-    saving_as_predicted,
     servers_are_gone,
-    slower,
     tokens_as_predicted,
 )
 from labkit.checks.simulated import bits_are_equal, grid_is_whole, is_repeated, never_grows
@@ -56,9 +54,9 @@ __all__ = [
     "card_is_backed",
     "choice_is",
     "collapses",
+    "engines_were_measured",
     "every_step_worked",
     "expectation",
-    "faster",
     "gptq_ran",
     "grid_is_whole",
     "holds",
@@ -79,12 +77,10 @@ __all__ = [
     "rises_first",
     "same_contents",
     "same_tensors",
-    "saving_as_predicted",
     "scores_are_whole",
     "server_accepts",
     "servers_are_gone",
     "setting_matters",
-    "slower",
     "tokens_as_predicted",
     "values_are_finite",
 ]

@@ -6,7 +6,7 @@ room runs it under supervision, and vLLM's chatter goes to a log file. On a CPU 
 has imported vLLM already (`forks`).
 """
 
-from labkit.engine.environment import engine_env, model_length, scratch_env
+from labkit.engine.environment import NO_INT8_ON_BLACKWELL, engine_env, model_length, number_type, scratch_env
 from labkit.engine.forks import CHILD, end_fork_servers, guards_of_forks, launch
 from labkit.engine.lending import Lender
 from labkit.engine.logs import telling_lines
@@ -14,12 +14,14 @@ from labkit.engine.script import run_script
 
 __all__ = [
     "CHILD",
+    "NO_INT8_ON_BLACKWELL",
     "Lender",
     "end_fork_servers",
     "engine_env",
     "guards_of_forks",
     "launch",
     "model_length",
+    "number_type",
     "run_script",
     "scratch_env",
     "telling_lines",

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit import hardware, processes
-from labkit.modelfolder import refuse_unsafe
+from labkit.modelfolder import read_config, refuse_unsafe
 
 if TYPE_CHECKING:
     from labkit.profiles import Engine
 
+PACKED = "pack-quantized"  # compressed-tensors' format of W4A16
+# vLLM 0.32 picks CUTLASS's kernel for INT8 on Blackwell, which refuses it; without it vLLM takes Triton's (vllm 54311).
+NO_INT8_ON_BLACKWELL = "CutlassInt8ScaledMMLinearKernel"
 LONGEST_SOCKET_FOLDER = 107 - len("/00000000-0000-0000-0000-000000000000")
 
 
@@ -43,6 +46,10 @@ def engine_env(engine: Engine, offline: bool) -> dict[str, str]:
         # "Eager" spares the model from torch.compile, and not vLLM's helpers: the first prompt log-probability waited
         # 24 s for the ranks of its tokens to be compiled, in every process anew.
         env["TORCHDYNAMO_DISABLE"] = "1"
+    gpu = hardware.this_machine().gpu_of(hardware.engine_build()) if python else None
+    if gpu and (gpu.compute_capability or (0, 0)) >= (10, 0):
+        others = os.environ.get("VLLM_DISABLED_KERNELS", "").split(",")
+        env["VLLM_DISABLED_KERNELS"] = ",".join([*filter(None, others), NO_INT8_ON_BLACKWELL])
     if offline:
         env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     return env
@@ -68,3 +75,21 @@ def model_length(folder: Path, engine: Engine) -> int:
     config = refuse_unsafe(folder)
     text = config.get("text_config", config)
     return min(engine.max_model_len, int(text.get("max_position_embeddings") or engine.max_model_len))
+
+
+def number_type(engine: Engine, checkpoint: Path | None = None) -> str:
+    """What an engine computes in wherever nothing is quantized, in torch's and vLLM's words: "bfloat16", "float32".
+
+    The engine's own `dtype`, if it names one. Else what this machine is fast in: a CPU without units for BF16 converts
+    it for every product, and vLLM is several times as fast in float32 there, for a third more memory (measured at
+    avx2 and at vnni). One kind of checkpoint is served in BF16 on every CPU: the packed one of W4A16, as vLLM's kernel
+    for it (`cpu_gemm_wna16`) has no float32.
+    """
+    if engine.dtype != "auto":
+        return engine.dtype
+    row = hardware.capability("bf16")
+    if row.build != "cpu" or row.verdict != "emulated":
+        return "bfloat16"
+    known = checkpoint is not None and (checkpoint / "config.json").is_file()
+    quantization = (read_config(checkpoint).get("quantization_config") or {}) if checkpoint and known else {}
+    return "bfloat16" if quantization.get("format") == PACKED else "float32"

@@ -73,7 +73,7 @@ def hf_model(job: dict[str, Any], request: dict[str, Any], model: Any, **more: A
     return HFLM(
         pretrained=model,
         device="cuda" if torch.cuda.is_available() else "cpu",
-        dtype=job["engine"]["dtype"],
+        dtype=request["dtype"],
         softmax_dtype="float32",  # in BF16 log-likelihoods of different models tie exactly
         max_length=request["max_model_len"],
         add_bos_token=effective_bos(request)[0],
@@ -94,7 +94,7 @@ def load(job: dict[str, Any], request: dict[str, Any]) -> Any:
     memory = {} if current_platform.is_cpu() else {"gpu_memory_utilization": engine["gpu_memory_utilization"]}
     return VLLM(
         pretrained=request["checkpoint"],
-        dtype=engine["dtype"],
+        dtype=request["dtype"],
         max_model_len=request["max_model_len"],
         enforce_eager=engine["enforce_eager"],
         seed=job["seed"],

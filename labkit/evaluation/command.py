@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from labkit.engine import number_type
 from labkit.evaluation.request import Request
 from labkit.evaluation.tasks import DEFINITIONS, GENERATED
 
@@ -20,7 +21,7 @@ def command_line(request: Request, engine: Engine, seed: int = 0) -> str:
     task = request.task
     model = {
         "pretrained": str(request.checkpoint),
-        "dtype": engine.dtype,
+        "dtype": number_type(engine, request.checkpoint),
         "max_model_len": str(engine.max_model_len),
         "enforce_eager": str(engine.enforce_eager),
         "add_bos_token": str(request.adds_bos),

@@ -39,7 +39,7 @@ def evaluate_loaded(
     if request.backend != "hf":
         raise UsageError(f"backend is {request.backend!r} for a model in this process", fix='use backend="hf"')
     files = task_files(request.task, workspace.root / "cache" / "evaluation", data=data, rows=request.rows, seed=seed)
-    asked = job_request(0, request, engine)
+    asked = job_request(0, request, engine) | {"dtype": str(model.dtype).removeprefix("torch.")}
     with tempfile.TemporaryDirectory(prefix="labkit-evaluation-") as scratch:
         job = {
             "tasks": {request.task.name: asdict(files)},

@@ -113,6 +113,7 @@ def job_request(number: int, request: Request, engine: Engine) -> dict[str, Any]
         "add_bos": request.adds_bos,
         "double_bos": request.double_bos,
         "max_model_len": engines.model_length(request.checkpoint, engine),
+        "dtype": engines.number_type(engine, request.checkpoint),
     }
 
 
@@ -137,7 +138,7 @@ def settings_of(
         "add_bos": request.adds_bos,
         "double_bos": request.double_bos,
         "max_model_len": job["max_model_len"],
-        "dtype": engine.dtype,
+        "dtype": job["dtype"],
         "enforce_eager": engine.enforce_eager,
         "kv_cache_dtype": request.kv_cache_dtype,
         "data": files.data,

@@ -26,7 +26,7 @@ def open_lab(name: str, **parameters: Any) -> Lab:
     asked = notebook.parameters_from(parameters).resolved()
     workspace = Workspace(find_workspace(asked.workspace))
     workspace.require_writable()
-    profile = get_profile(asked.profile)
+    profile = get_profile(asked.profile, asked.dtype)
     if asked.limit:
         profile = profile.with_limit(asked.limit)
     if is_address(asked.data):

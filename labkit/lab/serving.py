@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from labkit import checkpoint, hardware, processes, serving
+from labkit import serving
+from labkit.engine import number_type
 from labkit.lab.notebook import progress_bar, waiting
 from labkit.lab.telling import Telling
 from labkit.ledger import SPEEDUP
@@ -25,14 +26,9 @@ Runs = dict[Load, list[Loaded]]
 class Serving(Telling):
     """The half of a `Lab` that serves."""
 
-    def compiles(self) -> bool:
-        """Whether servers compile their model here; prints what that takes or what is missing."""
-        lacks = hardware.compile_lacks(processes.engine_python())
-        if lacks:
-            print(f"vLLM runs without compiling here, which makes it slower. {lacks}")
-        else:
-            print("vLLM compiles the model: up to a minute more at a variant's first start than at later ones.")
-        return not lacks
+    if TYPE_CHECKING:
+
+        def checkpoint(self, variant: str) -> Path: ...  # of Models
 
     def serve(self, folder: Path, *, compiled: bool = True, options: Sequence[str] = (), wait: bool = True) -> Server:
         """A server of a checkpoint; see `labkit.serving.serve`. Ends with `stop()` or its `with` block.
@@ -49,7 +45,8 @@ class Serving(Telling):
             wait=wait,
         )
         if wait:
-            print(f"{server.model} is ready after {server.ready_seconds:.0f} s at {server.url} (log: {server.log})")
+            told = f"{server.model} is ready after {server.ready_seconds:.0f} s at {server.url}, in {server.dtype}"
+            self.say(f"{told} where nothing is quantized (log: {server.log}).")
         return server
 
     def put_load(self, server: Server, tokenizer: Path, loads: Sequence[Load], repeats: int = 1) -> Runs:
@@ -68,41 +65,29 @@ class Serving(Telling):
                 on_tick=bar,
             )
         if starting:
-            print(f"{server.model} was ready after {server.ready_seconds:.0f} s (log: {server.log})")
+            print(
+                f"{server.model}, in {server.dtype}, was ready after {server.ready_seconds:.0f} s (log: {server.log})"
+            )
         return {load: [one for one in found if one.load == load] for load in loads}
 
-    def measure_alone(self, folder: Path, decode: Load, prefill: Load, repeats: int, *, compiled: bool = True) -> Alone:
-        """An engine without a server: its memory and, `repeats` times, its two phases; see serving.measure_alone."""
+    def measure_alone(self, folder: Path, seconds: float) -> Alone:
+        """An engine without a server, for about so many seconds: its memory, its decode, the largest number of requests
+        at once first, and its prefill; see serving.measure_alone.
+        """
+        plan = self.profile.serving
         with waiting(f"{folder.name} without a server"):
             return serving.measure_alone(
                 folder,
-                decode,
-                prefill,
-                repeats=repeats,
-                engine=self._engine(compiled),
+                sorted(plan.concurrencies, reverse=True),
+                plan.prefill_tokens,
+                seconds=seconds,
+                repeats=plan.repeats,
+                engine=self._engine(plan.compiled),
                 log=self.log(f"alone-{folder.name}"),
                 cache=self._compiled_cache,
                 offline=self.offline,
                 seed=self.profile.seed,
             )
-
-    def kernel_times(self, config: Path, tokens: Sequence[int]) -> dict[bool, list[serving.KernelTime]]:
-        """A model's widest product, the first of its MLP, by the CPU engine's kernels; see serving.kernel_times."""
-        shape = checkpoint.read_config(config)
-        with waiting("kernels"):
-            return serving.kernel_times(
-                2 * shape["intermediate_size"],  # gate and up are one product in vLLM
-                shape["hidden_size"],
-                tokens,
-                engine=self.profile.engine,
-                log=self.log("kernels"),
-            )
-
-    def online_schemes(self, folder: Path) -> list[serving.Online]:
-        """What vLLM does with each of its names for rounding while it loads; see serving.online_schemes."""
-        engine, log = self.profile.engine, self.log("online")
-        with waiting("one engine after another"):
-            return serving.online_schemes(folder, engine=engine, log=log, offline=self.offline)
 
     def record_loads(self, variant: str, runs: Runs, headline: Load) -> None:
         """Every figure of a variant's loads goes into the ledger: those of `headline` as such, the rest as sweep."""
@@ -112,25 +97,34 @@ class Serving(Telling):
             for name in (*RATES, *(TIMES if load.output_tokens > 1 else TIMES[:2]))  # after one token no other comes
         )
 
-    def record_alone(self, variant: str, alone: Alone, decode: Load, prefill: Load) -> None:
+    def record_alone(self, variant: str, alone: Alone) -> None:
         """What an engine without a server measured goes into the ledger, as sweep."""
+        plan, how = self.profile.serving, {"served": False, "dtype": alone.dtype}
+        lines = [
+            self._speed(
+                variant, "decode_tok_per_s", "tok/s", alone.decode_tok_per_s(count), how | {"concurrency": count}
+            )
+            for count in alone.step_ms
+        ]
+        if read := alone.prefill_tok_per_s:
+            lines.append(
+                self._speed(variant, "prefill_tok_per_s", "tok/s", read, how | {"input_tokens": plan.prefill_tokens})
+            )
+        self.workspace.ledger.append(lines)
         self.record(
-            "memory", "loaded_bytes", alone.loaded_bytes, variant=variant, unit="bytes", purpose="sweep", backend="vllm"
-        )
-        rates = {"decode_tok_per_s": decode, "prefill_tok_per_s": prefill}
-        self.workspace.ledger.append(
-            self._of_load(variant, name, "tok/s", repeated(alone.repeats, name), load, served=False)
-            for name, load in rates.items()
-            if alone.repeats
+            "memory",
+            "loaded_bytes",
+            alone.loaded_bytes,
+            variant=variant,
+            unit="bytes",
+            purpose="sweep",
+            backend="vllm",
+            settings=how,
         )
 
-    def record_speedups(
-        self, variant: str, gains: Mapping[Load, Repeated], headline: Load | None = None, *, served: bool = True
-    ) -> None:
-        """How many times the baseline's figure a variant reaches, under each load; served: through a server or not."""
-        self.workspace.ledger.append(
-            self._of_load(variant, SPEEDUP, "×", gain, load, headline, served=served) for load, gain in gains.items()
-        )
+    def record_speedup(self, variant: str, gain: Repeated, load: Load) -> None:
+        """How many times the baseline's output a served variant reaches under a load: the lab's headline of it."""
+        self.workspace.ledger.append([self._of_load(variant, SPEEDUP, "×", gain, load, load)])
 
     def _engine(self, compiled: bool) -> Engine:
         engine = self.profile.engine
@@ -141,17 +135,22 @@ class Serving(Telling):
         return self.workspace.root / "cache" / "vllm"
 
     def _of_load(
+        self, variant: str, metric: str, unit: str, figure: Repeated, load: Load, headline: Load | None = None
+    ) -> Measurement:
+        """One figure of a server's load as a ledger line, with all that moves a speed."""
+        settings = {**asdict(load), "served": True, "dtype": number_type(self.profile.engine, self.checkpoint(variant))}
+        return self._speed(variant, metric, unit, figure, settings, load.requests, load == headline)
+
+    def _speed(
         self,
         variant: str,
         metric: str,
         unit: str,
         figure: Repeated,
-        load: Load,
-        headline: Load | None = None,
-        *,
-        served: bool = True,
+        settings: dict[str, Any],
+        requests: int = 1,
+        headline: bool = False,
     ) -> Measurement:
-        """One figure of a load as a ledger line, with all that moves a speed: load, repeats, how the engine runs."""
         return self.measurement(
             "latency" if metric in TIMES else "throughput",
             metric,
@@ -160,14 +159,13 @@ class Serving(Telling):
             backend="vllm",
             ci_low=figure.low,
             ci_high=figure.high,
-            n=load.requests * figure.repeats,
+            n=requests * figure.repeats,
             unit=unit,
             settings={
-                **asdict(load),
+                **settings,
                 "repeats": figure.repeats,
                 "compiled": figure.compiled,
-                "served": served,
                 "seed": self.profile.seed,
             },
-            purpose="headline" if load == headline else "sweep",
+            purpose="headline" if headline else "sweep",
         )

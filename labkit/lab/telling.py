@@ -45,6 +45,10 @@ class Telling(Binding):
         else:
             raise CheckFailed(f"Not quite: {check.found}.", fix=check.fix)
 
+    def say(self, sentence: str) -> None:
+        """A sentence about what a cell computed, in lines that fit its output."""
+        print(notebook.wrapped(sentence))
+
     def predict(self, about: str, guess: float, question: str) -> None:
         """Asks for a guess, to stand beside the measurement; `guess` is taken if the learner gives none."""
         self.guesses[about] = float(guess)

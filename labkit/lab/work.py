@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit import calibration, checkpoint, divergence, evaluation, quantize, scorecard
 from labkit.compare import Recovery, compare_evaluations
-from labkit.engine import model_length, run_script
+from labkit.engine import model_length, number_type, run_script
 from labkit.lab.notebook import evaluation_bar, waiting
 from labkit.lab.serving import Serving
 from labkit.lab.simulating import Simulating
@@ -111,11 +111,13 @@ class Lab(Serving, Simulating):
 
     def divergences(self, folders: Iterable[Path], rows: Sequence[Sequence[int]]) -> list[float]:
         """How far each checkpoint's next-token distributions are from the baseline's, in nats a token."""
-        return divergence.divergences(self.base, list(folders), rows, self.device)
+        with waiting("divergences"):
+            return divergence.divergences(self.base, list(folders), rows, self.device)
 
     def divergences_by_row(self, folders: Iterable[Path], rows: Sequence[Sequence[int]]) -> list[list[float]]:
         """The same for each row."""
-        return divergence.divergences_by_row(self.base, list(folders), rows, self.device)
+        with waiting("divergences"):
+            return divergence.divergences_by_row(self.base, list(folders), rows, self.device)
 
     def run_script(
         self,
@@ -134,6 +136,7 @@ class Lab(Serving, Simulating):
             "model": str(folder),
             "questions": list(questions),
             "max_model_len": model_length(folder, engine),
+            "dtype": number_type(engine, folder),
             "enforce_eager": engine.enforce_eager,
             "tensor_parallel_size": engine.tensor_parallel,
             **more,

@@ -85,7 +85,8 @@ def _ready(server: Server, key_file: Path) -> Iterator[str]:
         key_file.touch(mode=0o600)
         key_file.write_text(server.key, encoding="utf-8")
         key = f"$(cat {shlex.quote(str(key_file))})"
-    yield f"{server.model} answers at {server.url} (ready after {server.ready_seconds:.0f} s, log {server.log}). Try:"
+    ready = f"in {server.dtype}, ready after {server.ready_seconds:.0f} s, log {server.log}"
+    yield f"{server.model} answers at {server.url} ({ready}). Try:"
     yield f"  {server.curl(key)}"
     yield "Ctrl-C stops it."
 

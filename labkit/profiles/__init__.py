@@ -54,7 +54,7 @@ TINY = Profile(
     ),
     calibration=Calibration("tiny", "calibration", rows=512, max_length=256),
     engine=Engine(max_model_len=2048, kv_cache_gib=1.0),  # the CPU build fills it with zeros: 1 GiB is half a second
-    serving=Serving(SPEED, concurrencies=(1, 8, 32)),
+    serving=Serving(SPEED, (1, 8, 32), budget_seconds=300, prefill_tokens=256, compiled=False),
     smoothing_strength=0.8,
     dampening_frac=0.1,
     sweep_rows=(16, 512),
@@ -106,7 +106,7 @@ WORKBENCH = Profile(
         data_files=("calibration", "ultrachat_200k", "gsm8k_train", "gsm8k_train_1000"),
     ),
     engine=Engine(max_model_len=4096),
-    serving=Serving("", concurrencies=(1, 2, 4, 8, 16, 32, 64, 128), requests_per_client=4, output_tokens=128),
+    serving=Serving("", (1, 2, 4, 8, 16, 32, 64, 128), budget_seconds=1800, requests_per_client=4, output_tokens=128),
     smoothing_strength=0.8,
     dampening_frac=0.1,
     sweep_rows=(16, 512),
@@ -142,19 +142,26 @@ WORKBENCH = Profile(
     needs_network=True,
 )
 
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 PROFILES = {profile.name: profile for profile in (TINY, WORKBENCH)}
 
 
-def get_profile(name: str = "") -> Profile:
+def get_profile(name: str = "", dtype: str = "") -> Profile:
     """The profile of that name, else of `LABKIT_PROFILE`, else `tiny`.
 
+    dtype: of its engine, else `LABKIT_DTYPE`, else "auto" (`labkit.engine.number_type`).
     `LABKIT_TENSOR_PARALLEL` and `LABKIT_DATA_PARALLEL` say over how many GPUs an engine is split and a calibration
     shared; `labkit doctor` knows when a model needs them.
     """
     name = name or os.environ.get("LABKIT_PROFILE", "") or TINY.name
     if name not in PROFILES:
         raise UsageError(f"there is no profile {name!r}", fix=f"choose one of: {', '.join(PROFILES)}")
+    dtype = dtype or os.environ.get("LABKIT_DTYPE", "") or "auto"
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype is {dtype!r}", fix=f"choose one of: {', '.join(DTYPES)}")
     found = PROFILES[name]
+    if dtype != found.engine.dtype:
+        found = replace(found, engine=replace(found.engine, dtype=dtype))
     if given := os.environ.get("LABKIT_TENSOR_PARALLEL"):
         found = replace(found, engine=replace(found.engine, tensor_parallel=_count("LABKIT_TENSOR_PARALLEL", given)))
     if given := os.environ.get("LABKIT_DATA_PARALLEL"):

@@ -19,13 +19,14 @@ class Parameters:
     data: str = ""
     limit: int = 0
     target: str = ""
+    dtype: str = ""
 
     def resolved(self) -> Parameters:
         """The same with the environment filled in (`workspace` and `profile` are resolved by their own modules)."""
         if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 0:
             raise UsageError(f"limit is {self.limit!r}", fix="give a whole number of rows, or 0 for the profile's")
         named: dict[str, Any] = {}
-        for name in ("profile", "workspace", "model", "data", "target"):
+        for name in ("profile", "workspace", "model", "data", "target", "dtype"):
             value = getattr(self, name)
             if not isinstance(value, str):
                 raise UsageError(

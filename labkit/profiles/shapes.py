@@ -83,32 +83,42 @@ class Simulation:
 class Engine:
     """How vLLM is started: `kv_cache_gib` counts on the CPU only, `gpu_memory_utilization` on a GPU only.
 
-    tensor_parallel: over how many GPUs of this node each layer is split.
+    dtype: what it computes in where nothing is quantized; "auto" for what the machine is fast in
+    (`labkit.engine.number_type`). tensor_parallel: over how many GPUs of this node each layer is split.
     """
 
     max_model_len: int
     kv_cache_gib: float = 2.0
     gpu_memory_utilization: float = 0.85
     enforce_eager: bool = True
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
     tensor_parallel: int = 1
 
 
 @dataclass(frozen=True)
 class Serving:
-    """What a server is measured with. model: whose speed, if not the profile's own.
+    """What speed is measured with. model: whose, if not the profile's own.
 
-    concurrencies: clients at once; each sends one request after another, `requests_per_client` in all. repeats: of each
-    load, for the variants whose ratio counts.
+    budget_seconds: about what lab 04 may take in all; loads are sized to it by what was measured before, so the tokens
+    below are the most that a request has. concurrencies: requests at once; a server's clients send one after another,
+    `requests_per_client` in all. repeats: of each measurement. compiled: whether engines compile their model, which
+    makes them faster and each start longer, on a CPU by a minute.
     """
 
     model: str
     concurrencies: tuple[int, ...]
+    budget_seconds: float
     requests_per_client: int = 1
     input_tokens: int = 128
     output_tokens: int = 64
     prefill_tokens: int = 1024
     repeats: int = 3
+    compiled: bool = True
+
+    def with_limit(self, limit: int) -> Serving:
+        """The same with at most `limit` clients at once, and a tenth of the time."""
+        fewer = tuple(count for count in self.concurrencies if count <= limit)
+        return replace(self, concurrencies=fewer, budget_seconds=self.budget_seconds / 10)
 
 
 @dataclass(frozen=True)
@@ -148,6 +158,6 @@ class Profile:
             sweep_rows=tuple(sorted({min(rows, n) for n in self.sweep_rows})),
             sweep_limit=min(limit, self.sweep_limit),
             trap_limit=min(limit, self.trap_limit),
-            serving=replace(self.serving, concurrencies=tuple(c for c in self.serving.concurrencies if c <= limit)),
+            serving=self.serving.with_limit(limit),
             simulation=self.simulation.with_limit(limit),
         )

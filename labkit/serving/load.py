@@ -34,6 +34,11 @@ class Load:
             if value < 1:
                 raise UsageError(f"{name} is {value}", fix="give a whole number from 1 up")
 
+    def shortened(self, share: float) -> Load:
+        """The same with a share of its tokens in and out, 8 of each at least; with all of them for a share above 1."""
+        tokens = (max(8, int(count * min(1.0, share))) for count in (self.input_tokens, self.output_tokens))
+        return Load(self.concurrency, self.requests, *tokens)
+
     def require_within(self, context: int) -> None:
         """Raises UsageError if a request and its answer are longer than a context."""
         if self.input_tokens + self.output_tokens > context:

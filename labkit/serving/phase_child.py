@@ -1,7 +1,8 @@
 """What runs in the engine's interpreter: one engine without a server, its memory, its decode and its prefill.
 
-Started by labkit.engine.run_script: no labkit. The answer has the bytes that loading took and, for each repeat, the
-seconds of three batches: decode's prompts with one token of answer, as many with all its tokens, and prefill's.
+Started by labkit.engine.run_script: no labkit. The answer has the bytes that loading took; "decode", for each number of
+requests at once, the milliseconds of a step in each repeat; "prefill", the seconds of each repeat. What no time was
+left for is not in it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,13 @@ import gc
 import importlib
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+PROMPT_TOKENS = 8  # of each request of a decode
+MOST_STEPS = 64  # of a repeat
+OTHER_STEPS = 5  # not counted: one reads the prompts, two show how long a step takes, two are never taken
 
 
 def held_bytes(llm: Any = None) -> int:
@@ -27,18 +33,51 @@ def held_bytes(llm: Any = None) -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
 
 
-def seconds(llm: Any, prompts: list[list[int]], tokens: int) -> float:
-    """The time of one batch; every request gets exactly so many tokens."""
+def timed(work: Any) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def step_ms(engine: Any, prompts: list[list[int]], repeats: int, seconds: float, context: int) -> list[float]:
+    """The mean milliseconds of a step that gives one token to each request, in each repeat.
+
+    As many steps as `seconds` allow, the same for each repeat. Where one takes longer than all of them may, it is the
+    only one.
+    """
     from vllm import SamplingParams
 
+    names = [f"{len(prompts)}-{number}" for number in range(len(prompts))]
+    most = min(MOST_STEPS, (context - PROMPT_TOKENS - OTHER_STEPS) // repeats)
+    tokens = most * repeats + OTHER_STEPS
     asked = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-    began = time.perf_counter()
-    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], asked, use_tqdm=False)
-    taken = time.perf_counter() - began
-    answered = [len(output.outputs[0].token_ids) for output in outputs]
-    if answered != [tokens] * len(prompts):
-        raise RuntimeError(f"{len(prompts)} requests of {tokens} tokens were answered with {answered}")
-    return taken
+    for name, prompt in zip(names, prompts, strict=True):
+        engine.add_request(name, {"prompt_token_ids": prompt}, asked)
+    engine.step()  # reads the prompts
+    first = timed(engine.step)
+    found = [first * 1e3]
+    if first < seconds:
+        first = timed(engine.step)  # the one before it made what later ones use
+        steps = max(1, min(most, int(seconds / repeats / first)))
+        found = [timed(lambda: [engine.step() for _ in range(steps)]) / steps * 1e3 for _ in range(repeats)]
+    if not engine.has_unfinished_requests():
+        raise RuntimeError(f"{len(prompts)} requests ended before their steps were measured")
+    engine.abort_request(names)
+    while engine.has_unfinished_requests():
+        engine.step()
+    return found
+
+
+def prefill_seconds(llm: Any, prompts: Iterator[list[int]], repeats: int, seconds: float) -> list[float]:
+    """The seconds from a prompt to its first token, as often as `seconds` and `repeats` allow, once at least."""
+    from vllm import SamplingParams
+
+    asked = SamplingParams(temperature=0, max_tokens=1, detokenize=False)
+    found: list[float] = []
+    while len(found) < repeats and (not found or sum(found) + found[-1] < seconds):
+        prompt = {"prompt_token_ids": next(prompts)}
+        found.append(timed(lambda prompt=prompt: llm.generate(prompt, asked, use_tqdm=False)))
+    return found
 
 
 def wait_for_silence(job: dict[str, Any]) -> None:
@@ -56,22 +95,27 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         importlib.import_module("vllm.v1.worker.cpu_worker")
     before = held_bytes()
     llm = vllm.LLM(model=job["model"], enable_prefix_caching=False, **job["engine"])
-    loaded = held_bytes(llm) - before
+    answer: dict[str, Any] = {"loaded_bytes": held_bytes(llm) - before, "decode": [], "prefill": []}
     source = random.Random(job["seed"])
     vocabulary = llm.get_tokenizer().vocab_size
 
-    def batch(load: dict[str, int], answer: int) -> float:
-        tokens = range(load["input_tokens"])
-        return seconds(llm, [[source.randrange(vocabulary) for _ in tokens] for _ in range(load["requests"])], answer)
+    def prompt(tokens: int) -> list[int]:
+        return [source.randrange(vocabulary) for _ in range(tokens)]
 
-    def measured(answer: int) -> list[float]:
-        return [batch(job["decode"], 1), batch(job["decode"], answer), batch(job["prefill"], 1)]
-
-    if job["repeats"]:
-        measured(2)  # the first of each kind makes what the later ones use
-        wait_for_silence(job)
-    repeats = [measured(job["decode"]["output_tokens"]) for _ in range(job["repeats"])]
-    return {"loaded_bytes": loaded, "repeats": repeats}
+    repeats, each = job["repeats"], job["seconds"] / (1 + len(job["requests"]))
+    wait_for_silence(job)
+    ends = time.perf_counter() + 2 * job["seconds"]  # an engine may be slower than it can be asked to measure in time
+    for requests in job["requests"]:
+        if not answer["decode"] or time.perf_counter() < ends:
+            prompts = [prompt(PROMPT_TOKENS) for _ in range(requests)]
+            answer["decode"].append(
+                [requests, step_ms(llm.llm_engine, prompts, repeats, each, job["engine"]["max_model_len"])]
+            )
+        if not answer["prefill"] and time.perf_counter() < ends:
+            prefill_seconds(llm, iter([prompt(PROMPT_TOKENS)]), 1, each)
+            prompts_read = (prompt(job["prefill_tokens"]) for _ in range(repeats))
+            answer["prefill"] = prefill_seconds(llm, prompts_read, repeats, each)
+    return answer
 
 
 if "job" in globals():

@@ -1,19 +1,21 @@
 """An engine without a server: what its model takes in memory, and its two phases, each by itself.
 
 A server and its clients need a processor too. On a machine of a few cores they take it from the engine, and what a load
-on a server shows is all of them together. Decode and prefill are properties of the engine, so they are measured there.
+on a server shows is all of them together. Decode and prefill are properties of the engine, so they are measured there,
+for as long as they are given: how many steps fit into that is the machine's affair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from labkit.engine import model_length, run_script
+from labkit.engine import model_length, number_type, run_script
 from labkit.errors import UsageError
 from labkit.profiles import Engine
 from labkit.serving.load import Load
+from labkit.serving.repeats import Repeated
 from labkit.serving.settings import llm_options, quick_env
 from labkit.serving.silence import Silence
 
@@ -21,43 +23,40 @@ CHILD = Path(__file__).with_name("phase_child.py")
 
 
 @dataclass(frozen=True)
-class Phases:
-    """One repeat: output tokens per second of decode, the ms of one of its steps, prompt tokens per second of prefill.
-
-    A step of decode gives one token to each running request.
-    """
-
-    decode_tok_per_s: float
-    step_ms: float
-    prefill_tok_per_s: float
-    compiled: bool
-
-    @staticmethod
-    def of(decode: Load, prefill: Load, seconds: Sequence[float], compiled: bool) -> Phases:
-        """From the seconds of decode's first tokens alone, of all its tokens, and of prefill."""
-        first, whole, read = seconds
-        steps = decode.output_tokens - 1
-        step = (whole - first) / steps
-        return Phases(decode.requests / step, step * 1e3, prefill.requests * prefill.input_tokens / read, compiled)
-
-
-@dataclass(frozen=True)
 class Alone:
     """What an engine by itself measured.
 
     loaded_bytes: what it took to load the model and get ready. On a CPU that is memory of the process, cache and all:
-    differences between variants tell, and not the figure itself. On a GPU it is the weights there.
+    differences between variants tell, and not the figure itself. On a GPU it is the weights there. dtype: what it
+    computes in where nothing is quantized. step_ms: by the number of requests at once, the milliseconds of a step of
+    decode, which gives one token to each. prefill_tok_per_s: prompt tokens read in a second. What took longer than
+    there was time is missing.
     """
 
     loaded_bytes: int
-    repeats: tuple[Phases, ...]
+    dtype: str
+    step_ms: Mapping[int, Repeated]
+    prefill_tok_per_s: Repeated | None
+
+    def decode_tok_per_s(self, requests: int) -> Repeated:
+        """Tokens a second of so many requests at once."""
+        step = self.step_ms[requests]
+        fast, middle, slow = (requests * 1e3 / ms for ms in (step.low, step.median, step.high))
+        return replace(step, median=middle, low=slow, high=fast)
+
+    def seconds_of(self, load: Load) -> float:
+        """About how long the engine works for a load, by what it measured; what a server and clients take is more."""
+        steps = load.requests / load.concurrency * load.output_tokens
+        read = load.requests * load.input_tokens / self.prefill_tok_per_s.median if self.prefill_tok_per_s else 0.0
+        return read + steps * self.step_ms[load.concurrency].median / 1e3
 
 
 def measure_alone(
     checkpoint: Path,
-    decode: Load,
-    prefill: Load,
+    requests: Sequence[int],
+    prefill_tokens: int,
     *,
+    seconds: float,
     repeats: int,
     engine: Engine,
     log: Path,
@@ -66,26 +65,34 @@ def measure_alone(
     seed: int = 0,
     deadline_seconds: float = 3600.0,
 ) -> Alone:
-    """Starts an engine in a child and measures its memory and, `repeats` times, its phases.
+    """Starts an engine in a child and measures its memory, its decode and its prefill for about `seconds` in all.
 
-    decode, prefill: what each phase is measured with, all its requests at once. Decode counts the steps after the first
-    token: the time of all its output tokens less that of one each. Prefill is the time to one token of each request.
-    repeats: 0 for memory alone.
+    requests: how many at once, for one measurement of decode each, the most important one first: what would take more
+    than twice the time is left out. Prefill is the time from one prompt of `prefill_tokens` to its first token. Each is
+    repeated `repeats` times where there is time for it.
 
-    Raises UsageError for a request beyond the model's context or a decode of one token, ProcessFailed when the engine
-    refuses the checkpoint.
+    Raises UsageError for a prompt beyond the model's context, ProcessFailed when the engine refuses the checkpoint.
     """
     context = model_length(checkpoint, engine)
-    for load in (decode, prefill):
-        load.require_within(context)
-    if decode.output_tokens < 2:
-        raise UsageError("a decode of one token has no step after the first", fix="ask for two output tokens or more")
-    options = llm_options(engine, context) | {"max_num_seqs": max(decode.requests, prefill.requests)}
-    job = {"model": str(checkpoint), "engine": options, "decode": asdict(decode), "prefill": asdict(prefill)}
+    if prefill_tokens >= context:
+        raise UsageError(
+            f"{prefill_tokens} tokens in and one out are more than the engine's context of {context}",
+            fix="ask for fewer tokens, or for a larger max_model_len",
+        )
+    engine = replace(engine, dtype=number_type(engine, checkpoint))
+    job = {
+        "model": str(checkpoint),
+        "engine": llm_options(engine, context) | {"max_num_seqs": max(requests)},
+        "requests": list(requests),
+        "prefill_tokens": prefill_tokens,
+        "seconds": seconds,
+        "repeats": repeats,
+        "seed": seed,
+    }
     with Silence(log) as silence:
         found = run_script(
             CHILD.read_text(encoding="utf-8"),
-            job | {"repeats": repeats, "seed": seed, "ready": str(silence.ready), "go": str(silence.go)},
+            job | {"ready": str(silence.ready), "go": str(silence.go)},
             log=log,
             engine=engine,
             offline=offline,
@@ -94,6 +101,10 @@ def measure_alone(
             env=quick_env(cache),
         )
     compiled = not engine.enforce_eager
+    read = [prefill_tokens / each for each in found["prefill"]]
     return Alone(
-        int(found["loaded_bytes"]), tuple(Phases.of(decode, prefill, each, compiled) for each in found["repeats"])
+        int(found["loaded_bytes"]),
+        engine.dtype,
+        {int(count): Repeated.of(each, compiled) for count, each in found["decode"]},
+        Repeated.of(read, compiled) if read else None,
     )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from labkit.serving.load import Loaded
-    from labkit.serving.phases import Phases
 
 
 @dataclass(frozen=True)
@@ -22,19 +21,30 @@ class Repeated:
     repeats: int
     compiled: bool
 
+    @staticmethod
+    def of(values: Sequence[float], compiled: bool) -> Repeated:
+        return Repeated(statistics.median(values), min(values), max(values), len(values), compiled)
+
     def __str__(self) -> str:
         median, low, high = (f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in (self.median, self.low, self.high))
         return median + (f" ({low} to {high})" if self.repeats > 1 else "")
 
 
-def repeated(results: Sequence[Loaded | Phases], metric: str) -> Repeated:
-    """The figure `metric` of what one measurement gave each time it was repeated."""
-    values = [float(getattr(result, metric)) for result in results]
-    compiled = all(result.compiled for result in results)
-    return Repeated(statistics.median(values), min(values), max(values), len(values), compiled)
+def repeated(results: Sequence[Loaded], metric: str) -> Repeated:
+    """The figure `metric` of what one load gave each time it was repeated."""
+    return Repeated.of([float(getattr(result, metric)) for result in results], all(r.compiled for r in results))
 
 
-def ratio(ours: Sequence[Loaded | Phases], theirs: Sequence[Loaded | Phases], metric: str) -> Repeated:
+def ratio(ours: Repeated, theirs: Repeated) -> Repeated:
     """Our figure over theirs: of the medians, and the smallest and largest that any of the repeats would give."""
-    a, b = repeated(ours, metric), repeated(theirs, metric)
-    return Repeated(a.median / b.median, a.low / b.high, a.high / b.low, min(a.repeats, b.repeats), a.compiled)
+    repeats = min(ours.repeats, theirs.repeats)
+    return Repeated(ours.median / theirs.median, ours.low / theirs.high, ours.high / theirs.low, repeats, ours.compiled)
+
+
+def in_words(gain: Repeated) -> str:
+    """Whether a ratio's repeats tell the two sides apart."""
+    if gain.repeats == 1:
+        return "That is one measurement"
+    if gain.low <= 1 <= gain.high:
+        return "The repeats do not tell the two apart"
+    return f"{'More' if gain.median > 1 else 'Less'} in every repeat"

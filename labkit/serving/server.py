@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from labkit import hardware, processes
-from labkit.engine import CHILD, engine_env, launch, model_length, scratch_env, telling_lines
+from labkit.engine import CHILD, engine_env, launch, model_length, number_type, scratch_env, telling_lines
 from labkit.errors import ProcessFailed, UsageError
 from labkit.profiles import Engine
 from labkit.serving.refusals import remedy
@@ -44,7 +44,8 @@ class Server:
 
     url: the API's base, with `/v1`. key: what requests must carry. model: the name that requests ask for. command: how
     the server would be started by hand. context: tokens that a request and its answer may have together. compiled:
-    whether the engine compiled its model. ready_seconds: from its start to its first answer, 0 before that.
+    whether the engine compiled its model. dtype: what it computes in where nothing is quantized. ready_seconds: from
+    its start to its first answer, 0 before that.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Server:
         self._client = httpx.Client(timeout=5.0, trust_env=False, headers={"Authorization": f"Bearer {key}"})
         self._began, self._deadline_seconds = time.monotonic(), deadline_seconds
         self.port, self.key, self.model = port, key, model
-        self.context, self.compiled = engine.max_model_len, not engine.enforce_eager
+        self.context, self.compiled, self.dtype = engine.max_model_len, not engine.enforce_eager, engine.dtype
         self.command = tuple(command)
         self.url = f"http://{HOST}:{port}/v1"
         self.log = child.log
@@ -187,7 +188,7 @@ def serve(
     if not (checkpoint / "config.json").is_file():
         raise UsageError(f"{checkpoint} has no config.json", fix="give the folder of a checkpoint")
     name = name or checkpoint.resolve().name
-    engine = replace(engine, max_model_len=model_length(checkpoint, engine))
+    engine = replace(engine, max_model_len=model_length(checkpoint, engine), dtype=number_type(engine, checkpoint))
     port = _free_port() if port == 0 else _require_free(port)
     key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(24)
     command = serve_command(checkpoint, name, port, engine, options)

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from labkit.engine import number_type
 from labkit.lab import Lab
 from labkit.ledger import SPEEDUP
 from labkit.manifest import read_manifest
 from labkit.profiles import EMBEDDED, SPEED, TINY, WORKBENCH, Parameters
-from labkit.serving import Alone, Load, Loaded, Phases, ratio
+from labkit.serving import Alone, Load, Loaded, Repeated, ratio, repeated
 from labkit.workspace import Workspace
 from tests.models import make_model
 from tests.serving.conftest import ENGINE
 
 LIGHT, HEAVY = Load(1, 2, 16, 8), Load(32, 32, 16, 8)
-PREFILL, DECODE = Load(2, 2, 64, 1), Load(32, 32, 8, 33)
+PREFILL = Load(2, 2, 64, 1)
 
 
 def loaded(load: Load, output_tok_per_s: float) -> Loaded:
@@ -55,28 +56,31 @@ def test_the_heaviest_load_is_the_headline_and_the_rest_is_sweep_with_median_and
 
 
 def test_a_speed_up_keeps_its_load_and_spread(lab: Lab) -> None:
-    gain = ratio(
-        [loaded(HEAVY, 150.0), loaded(HEAVY, 180.0)], [loaded(HEAVY, 100.0), loaded(HEAVY, 120.0)], "output_tok_per_s"
-    )
+    sides = ([150.0, 180.0], [100.0, 120.0])
+    ours, theirs = (repeated([loaded(HEAVY, rate) for rate in rates], "output_tok_per_s") for rates in sides)
+    gain = ratio(ours, theirs)
     assert (gain.median, gain.low, gain.high) == (1.5, 1.25, 1.8)
-    lab.record_speedups("int8-rtn", {HEAVY: gain, LIGHT: gain}, headline=HEAVY)
+    lab.record_speedup("int8-rtn", gain, HEAVY)
     (found,) = lab.workspace.ledger.headlines(metric=SPEEDUP)
     assert (found.value, found.ci_low, found.ci_high, found.unit) == (1.5, 1.25, 1.8, "×")
-    assert len(lab.workspace.ledger.newest(metric=SPEEDUP)) == 2
+    assert found.settings["dtype"] == number_type(TINY.engine)
 
 
 def test_what_an_engine_measured_without_a_server_is_sweep_and_says_so(lab: Lab) -> None:
-    times = (Phases(700.0, 45.0, 1000.0, True), Phases(740.0, 43.0, 1100.0, True), Phases(720.0, 44.0, 1050.0, True))
-    lab.record_alone("bf16", Alone(10**9, times), DECODE, PREFILL)
-    lab.record_alone("w4a16-rtn", Alone(10**8, ()), DECODE, PREFILL)
-    by_metric = {m.metric: m for m in lab.workspace.ledger.newest(variant="bf16")}
-    assert set(by_metric) == {"loaded_bytes", "decode_tok_per_s", "prefill_tok_per_s"}
-    assert {m.backend for m in by_metric.values()} == {"vllm"}
-    found = by_metric["decode_tok_per_s"]
-    assert (found.value, found.ci_low, found.ci_high, found.purpose) == (720.0, 700.0, 740.0, "sweep")
-    assert (found.settings["served"], found.settings["output_tokens"]) == (False, DECODE.output_tokens)
-    assert by_metric["prefill_tok_per_s"].settings["input_tokens"] == PREFILL.input_tokens
-    assert [m.metric for m in lab.workspace.ledger.newest(variant="w4a16-rtn")] == ["loaded_bytes"]
+    steps = {32: Repeated.of([40.0, 50.0, 32.0], True), 1: Repeated.of([10.0], True)}
+    lab.record_alone("bf16", Alone(10**9, "float32", steps, Repeated.of([1000.0, 1100.0, 1050.0], True)))
+    lab.record_alone("fp8-dynamic", Alone(10**8, "float32", {32: Repeated.of([6000.0], True)}, None))
+    found = {(m.metric, m.settings.get("concurrency")): m for m in lab.workspace.ledger.newest(variant="bf16")}
+    decode = ("decode_tok_per_s", 32), ("decode_tok_per_s", 1)
+    assert set(found) == {*decode, ("prefill_tok_per_s", None), ("loaded_bytes", None)}
+    assert {(m.backend, m.purpose, m.settings["served"], m.settings["dtype"]) for m in found.values()} == {
+        ("vllm", "sweep", False, "float32")
+    }
+    one = found["decode_tok_per_s", 32]
+    assert (one.value, one.ci_low, one.ci_high, one.n) == (800.0, 640.0, 1000.0, 3)
+    assert found["prefill_tok_per_s", None].settings["input_tokens"] == TINY.serving.prefill_tokens
+    slow = {m.metric for m in lab.workspace.ledger.newest(variant="fp8-dynamic")}
+    assert slow == {"decode_tok_per_s", "loaded_bytes"}
 
 
 def test_speed_is_measured_on_the_profile_s_speed_model_unless_another_was_asked_for(tmp_path: Path) -> None:
