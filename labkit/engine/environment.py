@@ -81,7 +81,7 @@ def number_type(engine: Engine, checkpoint: Path | None = None) -> str:
     """What an engine computes in wherever nothing is quantized, in torch's and vLLM's words: "bfloat16", "float32".
 
     The engine's own `dtype`, if it names one. Else what this machine is fast in: a CPU without units for BF16 converts
-    it for every product, and vLLM is several times as fast in float32 there, for a third more memory (measured at
+    it for every product, and vLLM is several times as fast in float32 there, for up to a third more memory (measured at
     avx2 and at vnni). One kind of checkpoint is served in BF16 on every CPU: the packed one of W4A16, as vLLM's kernel
     for it (`cpu_gemm_wna16`) has no float32.
     """

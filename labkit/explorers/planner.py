@@ -12,7 +12,7 @@ from labkit.memory.config import Config
 from labkit.memory.predict import Scheme
 
 GPUS = {"T4": 16, "L4, A10": 24, "L40S": 48, "A100, H100": 80, "H200": 141, "MI300X": 192}  # GB, by their data sheets
-USABLE = 0.9  # of a GPU's memory that vLLM takes unless told otherwise
+USABLE = 0.92  # of a GPU's memory that vLLM takes unless told otherwise
 PROMPT_TOKENS = 8192  # that an engine puts through at once; longer prompts go in pieces
 SCHEMES = get_args(Scheme)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ import torch
 from labkit import memory, numerics
 from labkit.activations import Captured
 from labkit.errors import UsageError
-from labkit.explorers import Explorer, Slider, memory_planner, number_line, sample_size, smoothing
+from labkit.explorers import Explorer, Slider, memory_planner, number_line, planner, sample_size, smoothing
 
 ROW = torch.randn(512, generator=torch.Generator().manual_seed(0))
 OUTLIER, CHANNELS = 5, 48
@@ -109,6 +111,12 @@ def test_the_planner_counts_as_the_memory_arithmetic_does() -> None:
     )
     assert weights == pytest.approx(memory.weight_bytes(memory.QWEN_7B, "w4a16").total / 1e9, abs=0.005)
     assert cache == pytest.approx(memory.kv_cache_bytes(memory.QWEN_7B, 8, 1024, 1) / 1e9, abs=0.005)
+
+
+def test_the_planner_takes_what_the_installed_vllm_takes_of_a_gpu() -> None:
+    (folder,) = find_spec("vllm").submodule_search_locations  # type: ignore[union-attr, misc]
+    source = (Path(folder) / "config" / "cache.py").read_text(encoding="utf-8")
+    assert f"gpu_memory_utilization: float = Field(default={planner.USABLE:g}," in source
 
 
 def test_the_planner_says_what_fits_and_what_waits() -> None:
