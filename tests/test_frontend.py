@@ -104,6 +104,27 @@ def test_without_a_front_end_the_guess_is_the_default(run: Run) -> None:
     assert "you guessed 0.5" in printed(run("lab.outcome('more', 1.0)", front_end=False))
 
 
+BARS = """from labkit.lab import notebook
+with notebook.evaluation_bar(10) as show:
+    show(9, 10, "the last")
+with notebook.byte_bar(2_000_000, "moving") as moved:
+    moved(500_000)
+try:
+    with notebook.progress_bar(4, "broken", "part") as show:
+        show(1)
+        raise KeyError
+except KeyError:
+    pass"""
+
+
+def test_a_bar_is_full_at_the_end_and_stays_where_it_was_at_an_error(run: Run) -> None:
+    ends = {line.split(":")[0]: line for line in printed(run(BARS)).replace("\r", "\n").splitlines() if ":" in line}
+    assert "100%" in ends["evaluating"]
+    assert "10/10" in ends["evaluating"]
+    assert "100%" in ends["moving"]
+    assert " 25%" in ends["broken"]
+
+
 CLOCK = """import threading, time
 from labkit.lab import notebook
 try:

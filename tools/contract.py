@@ -40,6 +40,28 @@ ABSOLUTE = re.compile(r"""(?<![\w.:/<-])(?:/(?:home|root|work|tmp|opt|usr|mnt|da
 HEAVY = {"oneshot", "model_free_ptq", "quantizing", "evaluate", "run_script", "serve", "put_load"}
 ENGINES = {"evaluate", "run_script", "serve", "put_load"}
 CHECKS = {"check", "exercise"}
+FIGURE = re.compile(
+    r"(?<![\w.,])(?:\d[\d,]*(?:\.\d+)?|(?:half|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|thirty|sixty|hundred)\b)"
+    r"[\s*_]*(?:an? )?(?:[%×]|percent\b|x\b|times\b|tok/s|tokens a second|[kMGT]i?B\b|m?s\b|(?:milli)?seconds?\b|min\b"
+    r"|minutes?\b|hours?\b|(?:percentage )?points?\b|nats?\b)"
+)
+SOURCE = re.compile(r"arXiv|https?://|model card|documentation|\bsource\b")
+ALLOWED = {  # lab to phrases with figures that no run measures, each with its reason
+    "00_start_here": {"A GPU has 24 GB (24·10⁹ bytes), and 10% of it": "given by the exercise"},
+    "03_evaluation": {
+        "All intervals are 95% intervals, and we ask for 95% of the baseline: a *margin* of 5%": "chosen by us",
+    },
+    "04_serving_throughput": {'A figure like "190 tokens a second" means nothing': "an example of no machine"},
+    "05_static_fp8_kv_cache": {"A GPU has 6 GB left": "given by the exercise"},
+    "06_fp4_weights_lorc": {
+        "a perplexity at most 1% higher": "chosen by us",
+        "the 95% interval": "chosen by us",
+    },
+    "08_scale_out": {
+        "GPUs of which an engine may use 85%": "given to the function",
+        "GPUs of 80 GB": "given by the exercise",
+    },
+}
 
 
 def _code(notebook: Notebook) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -225,6 +247,23 @@ def exercises_have_a_stub_a_check_and_a_hidden_solution(notebook: Notebook, path
     return found
 
 
+def no_measured_figure_is_typed_into_text(notebook: Notebook, path: Path) -> list[str]:
+    """Text has no figure with a unit, but for *Published* ones with their source, and those in ALLOWED."""
+    cells = {i: notebooks.source(c) for i, c in enumerate(notebook["cells"], 1) if c["cell_type"] == "markdown"}
+    allowed = ALLOWED.get(path.stem, {})
+    found = [
+        f"{phrase!r} is allowed and not there any more" for phrase in allowed if phrase not in "\n".join(cells.values())
+    ]
+    for number, text in cells.items():
+        for phrase in allowed:
+            text = text.replace(phrase, " ")
+        text = re.sub(r"```.*?```|`[^`\n]*`", " ", navigation.TIME.sub(" ", text), flags=re.DOTALL)
+        for block in re.split(r"\n\n(?![|-])", text):  # a paragraph with the table or the list under it
+            if not ("*published*" in block.lower() and SOURCE.search(block)):
+                found += [f"cell {number} has typed the figure {figure!r}" for figure in FIGURE.findall(block)]
+    return found
+
+
 RULES: tuple[Rule, ...] = (
     one_title_and_ordered_headings,
     header_says_what_is_learnt_needed_and_how_long,
@@ -240,6 +279,7 @@ RULES: tuple[Rule, ...] = (
     links_resolve,
     navigation_is_generated,
     exercises_have_a_stub_a_check_and_a_hidden_solution,
+    no_measured_figure_is_typed_into_text,
 )
 
 

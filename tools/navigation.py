@@ -1,11 +1,11 @@
 """Writes what is generated in the labs: the navigation line, and the measured time in the header.
 
     python -m tools.navigation              navigation, and times from the newest run's report.json
-    python -m tools.navigation --report F   times from that report
+    python -m tools.navigation --report F   times from that report, and from more: --report F --report G
     python -m tools.navigation --check      writes nothing; fails if a line is missing or not what it would become
 
 The navigation line is a cell of its own under the header. The time stands in the header between two HTML comments,
-which do not show:  **It takes** <!-- time -->40 s (`tiny` profile, measured on ...)<!-- /time -->
+which do not show:  **It takes** <!-- time -->2 min (avx2), 50 s (bf16); `tiny` profile, 2 cores, DATE<!-- /time -->
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import Any
 from labkit.errors import LabError
 from labkit.pace import rounded_up
 from tools import notebooks
-from tools.run_report import last_report, parser
+from tools.run_report import parser, reports, where
 
 INDEX = "../README.md#the-labs"
 MARK = "<!-- navigation: written by python -m tools.navigation -->"
 TIME = re.compile(r"<!-- time -->(.*?)<!-- /time -->", re.DOTALL)
-MEASURED = re.compile(r"\d+ (s|min) \(`\w+` profile, measured on .+\)")
+TAKES = r"\d+ (?:s|min) \([^()]+\)"
+MEASURED = re.compile(rf"{TAKES}(?:, {TAKES})*; `\w+` profile, .+|\d+ (s|min) \(`\w+` profile, measured on .+\)")
 
 
 def navigation_line(paths: Sequence[Path], place: int) -> str:
@@ -69,13 +70,13 @@ def with_time(notebook: dict[str, Any], text: str) -> dict[str, Any]:
     return notebook
 
 
-def measured_texts(report: dict[str, Any]) -> dict[str, str]:
-    """Lab to time text, for those labs that the run really ran (a lab left alone tells no time)."""
-    return {
-        lab["name"]: f"{rounded_up(lab['seconds'])} (`{report['profile']}` profile, measured on {report['machine']})"
-        for lab in report["labs"]
-        if not lab["reason"]
-    }
+def measured_texts(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Lab to time text, with the time of each run."""
+    times: dict[str, list[str]] = {}
+    for run in runs:
+        for lab in run["labs"]:
+            times.setdefault(lab["name"], []).append(f"{rounded_up(lab['seconds'])} ({run['level']})")
+    return {name: f"{', '.join(found)}; {where(runs)}" for name, found in times.items()}
 
 
 def problems(paths: Sequence[Path]) -> list[str]:
@@ -102,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(found) or "The generated lines are current.")
         return 1 if found else 0
     try:
-        times = measured_texts(last_report(args.report))
+        times = measured_texts(list(reports(args.report).values()))
     except LabError as error:
         print(f"times are left as they are: {error}", file=sys.stderr)
         times = {}

@@ -1,7 +1,7 @@
-"""Writes what is generated in README.md and INSTRUCTORS.md: labs, hardware, and the last run's figures and times.
+"""Writes what is generated in README.md and INSTRUCTORS.md: labs, hardware, and the figures and times of runs.
 
     python -m tools.tables              all of it, figures and times from the newest run's report.json
-    python -m tools.tables --report F   from that report
+    python -m tools.tables --report F   from that report, and from more, a column each: --report F --report G
     python -m tools.tables --check      writes nothing; fails if a table is not what it would become
 
 Each stands between two HTML comments: <!-- labs --> ... <!-- /labs -->, and so on.
@@ -23,7 +23,7 @@ from labkit.ops.outlook import bf16_bytes, disk_needed
 from labkit.ops.text import number, size
 from labkit.pace import rounded_up
 from tools import navigation, notebooks
-from tools.run_report import last_report, parser
+from tools.run_report import parser, reports, where
 
 README, INSTRUCTORS = "README.md", "INSTRUCTORS.md"
 
@@ -38,7 +38,7 @@ def labs_table(paths: Sequence[Path]) -> str:
     rows = []
     for path in paths:
         lab = read_lab(path)
-        time = (navigation.measured_time(notebooks.read(path)) or "").split(" (")[0]
+        time = re.split(r"; | \(`", navigation.measured_time(notebooks.read(path)) or "")[0]
         needs = ", ".join(name[:2] for name in lab.needs)
         rows.append([f"[{path.stem}](notebooks/{path.name})", lab.title, needs or "–", time or "–"])
     return markdown_table(["lab", "what it shows", "needs", "time"], rows)
@@ -51,29 +51,36 @@ def hardware_table() -> str:
     return markdown_table(["hardware", *SCHEMES], rows)
 
 
-def figures_text(report: dict[str, Any]) -> str:
-    """The headline scores of a run, with what they were measured on and over how many samples."""
-    headline = report["headline"]
-    rows = [[f"`{v}`", number(score["value"], score["stderr"]), str(score["n"])] for v, score in headline.items()]
-    task = next(iter(headline.values()))["task"]
-    peak = size(max(lab["peak_bytes"] for lab in report["labs"]))
-    told = (
-        f"Task `{task}` on the `{report['profile']}` profile; all labs took {rounded_up(report['seconds'])} "
-        f"and at most {peak} of memory on {report['machine']}."
-    )
-    return f"{markdown_table(['variant', 'score ± standard error', 'samples'], rows)}\n\n{told}"
+def figures_text(runs: Sequence[dict[str, Any]]) -> str:
+    """The headline scores of runs, with what they were measured on and over how many samples."""
+    rows = []
+    for variant, first in runs[0]["headline"].items():
+        scores = [run["headline"][variant] for run in runs]
+        rows.append([f"`{variant}`", *(number(s["value"], s["stderr"]) for s in scores), str(first["n"])])
+    header = ["variant", *(f"score ± standard error ({run['level']})" for run in runs), "samples"]
+    task = next(iter(runs[0]["headline"].values()))["task"]
+    took = ", ".join(f"{rounded_up(run['seconds'])} and at most {peak(run)} of memory ({run['level']})" for run in runs)
+    return f"{markdown_table(header, rows)}\n\nTask `{task}`; all labs took {took}; {where(runs)}."
 
 
-def timing_text(report: dict[str, Any]) -> str:
-    """How long each lab of a run took, its peak memory, and what they left on disk."""
-    rows = [[f"`{lab['name']}`", rounded_up(lab["seconds"]), size(lab["peak_bytes"])] for lab in report["labs"]]
-    peak = size(max(lab["peak_bytes"] for lab in report["labs"]))
-    rows.append(["all, one after another", rounded_up(report["seconds"]), peak])
-    told = f"On {report['machine']}, profile `{report['profile']}`."
-    workspace = Path(report["workspace"])
+def timing_text(runs: Sequence[dict[str, Any]]) -> str:
+    """How long each lab of each run took, its peak memory, and what they left on disk."""
+    header, rows = ["lab"], [[f"`{lab['name']}`"] for lab in runs[0]["labs"]]
+    rows.append(["all, one after another"])
+    for run in runs:
+        header += [f"time ({run['level']})", f"peak memory ({run['level']})"]
+        cells = [(rounded_up(lab["seconds"]), size(lab["peak_bytes"])) for lab in run["labs"]]
+        for row, cell in zip(rows, [*cells, (rounded_up(run["seconds"]), peak(run))], strict=True):
+            row.extend(cell)
+    told = f"Measured with: {where(runs)}."
+    workspace = Path(runs[-1]["workspace"])
     if held := sum(path.lstat().st_size for path in workspace.rglob("*") if path.is_file()):
         told += f" The workspace then held {size(held)}."
-    return f"{markdown_table(['lab', 'time', 'peak memory'], rows)}\n\n{told}"
+    return f"{markdown_table(header, rows)}\n\n{told}"
+
+
+def peak(run: dict[str, Any]) -> str:
+    return size(max(lab["peak_bytes"] for lab in run["labs"]))
 
 
 def disk_text() -> str:
@@ -106,9 +113,7 @@ def problems(folder: Path = notebooks.ROOT) -> list[str]:
     text, teaching = ((folder / name).read_text(encoding="utf-8") for name in (README, INSTRUCTORS))
     wanted = {"labs": labs_table(notebooks.lab_paths()), "hardware": hardware_table()}
     found = [f"the table of {name} is stale" for name, content in wanted.items() if block(text, name) != content]
-    if not re.search(
-        r"\| `bf16` \| [\d.]+ ± [\d.]+ \| \d+ \|\n(.*\n)+Task `\w+` on the `\w+` profile", block(text, "figures")
-    ):
+    if not re.search(r"\| `bf16` (\| [\d.]+ ± [\d.]+ )+\| \d+ \|\n(.*\n)+Task `\w+`.* profile", block(text, "figures")):
         found.append("the figures of a run are missing")
     if block(teaching, "disk") != disk_text():
         found.append("what INSTRUCTORS.md says of disks is stale")
@@ -136,9 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     teaching = with_block(teaching, "disk", disk_text())
     code = 0
     try:
-        report = last_report(args.report)
-        text = with_block(text, "figures", figures_text(report))
-        teaching = with_block(teaching, "timing", timing_text(report))
+        runs = list(reports(args.report).values())
+        text = with_block(text, "figures", figures_text(runs))
+        teaching = with_block(teaching, "timing", timing_text(runs))
     except LabError as error:
         print(f"figures are left as they are: {error}", file=sys.stderr)
         code = 1

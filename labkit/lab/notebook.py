@@ -71,30 +71,40 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def evaluation_bar(total: int) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar over evaluations; what it gives is called with (done, total, what is done now)."""
+def _bar(total: int, what: str, unit: str, **more: Any) -> Iterator[Any]:
+    """A progress bar; at the end of its block it is full, unless that ended in an error."""
     from tqdm import tqdm
 
-    with tqdm(total=total, desc="evaluating", unit="task", file=sys.stdout) as bar:  # stderr is red in JupyterLab
+    with tqdm(total=total, desc=what, unit=unit, file=sys.stdout, **more) as bar:  # stderr is red in JupyterLab
+        yield bar
+        bar.update(total - bar.n)
+
+
+@contextmanager
+def evaluation_bar(total: int) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar over evaluations; what it gives is called with (done, total, what is done now)."""
+    with _bar(total, "evaluating", "task") as bar:
 
         def show(done: int, _: int, doing: str) -> None:
             bar.set_postfix_str(doing, refresh=False)
             bar.update(done - bar.n)
 
         yield show
+        bar.set_postfix_str("", refresh=False)
 
 
 @contextmanager
 def progress_bar(total: int, what: str, unit: str) -> Iterator[Callable[[int], None]]:
     """A progress bar; what it gives is called with the number that is done."""
-    from tqdm import tqdm
+    with _bar(total, what, unit) as bar:
+        yield lambda done: bar.update(done - bar.n)
 
-    with tqdm(total=total, desc=what, unit=unit, file=sys.stdout) as bar:  # stderr is red in JupyterLab
 
-        def show(done: int) -> None:
-            bar.update(done - bar.n)
-
-        yield show
+@contextmanager
+def byte_bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar of bytes; what it gives is called with the bytes that have just moved."""
+    with _bar(total, what, "B", unit_scale=True) as bar:
+        yield bar.update
 
 
 @contextmanager
@@ -119,19 +129,6 @@ def waiting(what: str) -> Iterator[None]:
             if ticking.ident:
                 ticking.join()
             clock.refresh()
-
-
-@contextmanager
-def byte_bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar of bytes; what it gives is called with the bytes that have just moved."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=what, unit="B", unit_scale=True, file=sys.stdout) as bar:
-
-        def moved(count: int) -> None:
-            bar.update(count)
-
-        yield moved
 
 
 def show_markdown(text: str) -> None:

@@ -13,8 +13,10 @@ from labkit.ops.notebooks import Lab
 from labkit.ops.outlook import ModelState, Outlook, Resources, common_lacks, model_state, outlooks
 from labkit.ops.provision import data_lacks
 from labkit.ops.text import size, table
+from labkit.pace import expected, rounded_up
 from labkit.profiles import Profile
 from labkit.transfer import is_address
+from labkit.workspace import Workspace
 
 if TYPE_CHECKING:
     from labkit.hardware import Capability, Machine
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 class Diagnosis:
     """All that the doctor found. `available_bytes` is the memory that is free now; `capabilities` one row a scheme.
 
-    `in_the_way` is what keeps every lab from running, `labs` what each of them lacks, that included.
+    `in_the_way` is what keeps every lab from running, `labs` what each of them lacks, that included. `about_seconds`:
+    what those labs will take here of which that can be estimated.
     """
 
     machine: Machine
@@ -39,6 +42,7 @@ class Diagnosis:
     model: ModelState
     in_the_way: tuple[str, ...]
     labs: tuple[Outlook, ...]
+    about_seconds: dict[str, float]
 
     @property
     def all_labs_run(self) -> bool:
@@ -86,6 +90,11 @@ def diagnose(labs: Sequence[Lab], profile: Profile, model: str, workspace: Path,
         model=state,
         in_the_way=common,
         labs=outlooks(labs, common),
+        about_seconds={
+            lab.name: found.seconds
+            for lab in labs
+            if (found := expected(Workspace(workspace), lab.name, profile.name, machine.level))
+        },
     )
 
 
@@ -112,7 +121,14 @@ def render(found: Diagnosis) -> str:
     labs = []
     for lab in found.labs:
         own = "; ".join(lack for lack in lab.lacks if lack not in found.in_the_way)
-        labs.append([lab.lab, "yes" if lab.runs else "no", own])
+        about = found.about_seconds.get(lab.lab)
+        labs.append([lab.lab, "yes" if lab.runs else "no", rounded_up(about) if about else "unknown", own])
+    known = [found.about_seconds.get(lab.lab) for lab in found.labs if lab.runs]
+    together = "unknown"
+    if known and all(known):
+        together = (
+            f"about {rounded_up(sum(filter(None, known)))}, by runs in this workspace or by one elsewhere and a probe"
+        )
     width = max(len(name) for name, _ in facts)
     return "\n".join(
         [
@@ -122,7 +138,8 @@ def render(found: Diagnosis) -> str:
             "",
             f"profile {found.profile}, model {found.model.name}",
             *(f"no lab will run: {lack}" for lack in found.in_the_way),
-            table(["lab", "will run", "what is lacking"], labs),
+            table(["lab", "will run", "about", "what is lacking"], labs),
+            f"time of all that will run: {together}",
         ]
     )
 

@@ -69,7 +69,10 @@ class LabResult:
 
 @dataclass(frozen=True)
 class RunReport:
-    """A run so far. `complete` is False until every lab has ended; `stopped` names what ended the run before that."""
+    """A run so far. `complete` is False until every lab has ended; `stopped` names what ended the run before that.
+
+    level: `Machine.level`. probe_seconds: what `labkit.pace` compares machines by.
+    """
 
     profile: str
     seconds: float
@@ -82,6 +85,8 @@ class RunReport:
     workspace: str
     parameters: dict[str, object]
     machine: str
+    level: str
+    probe_seconds: float
     jobs: int = 1
     notes: tuple[str, ...] = ()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from labkit.ops.junit import junit_xml
 from labkit.ops.pages import Site, filled
 from labkit.ops.records import RunReport
-from labkit.ops.text import number, size, table
+from labkit.ops.text import duration, number, size, table
 from labkit.workspace import write_atomically
 
 
@@ -38,4 +38,6 @@ def result_table(report: RunReport) -> str:
         lines += [f"{lab.name} left out {skip.part}: {' '.join(skip.reason.split())}" for skip in lab.skipped]
     for variant, score in report.headline.items():
         lines.append(f"{score.task}, {variant}: {number(score.value, score.stderr)} (n={score.n})")
+    peak = size(max((lab.peak_bytes for lab in report.labs), default=0)) or "nothing measured"
+    lines.append(f"{report.profile} on {report.level}: {duration(report.seconds)} in all, peak memory {peak}")
     return "\n".join([*lines, *report.notes])

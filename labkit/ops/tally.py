@@ -23,6 +23,7 @@ from labkit.ops.prepare import Prepared
 from labkit.ops.records import LabResult, RunReport
 from labkit.ops.report import write_report
 from labkit.ops.text import duration
+from labkit.pace import probe_seconds
 
 UNFINISHED = "it had not ended when this report was written"
 
@@ -115,6 +116,8 @@ class Tally:
             workspace=str(prepared.workspace.root),
             parameters=dict(prepared.parameters),
             machine=str(this_machine().label),
+            level=this_machine().level,
+            probe_seconds=probe_seconds(),
             jobs=prepared.jobs,
             notes=tuple(notes),
         )

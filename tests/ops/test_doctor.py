@@ -181,11 +181,28 @@ def test_what_every_lab_lacks_keeps_every_lab_from_running(labs: tuple[Lab, ...]
 
 def test_the_doctor_prints_the_machine_and_exits_with_0_if_all_labs_can_run(tmp_path: Path) -> None:
     write_lab(tmp_path / "notebooks", "00_start_here")
+    write_lab(tmp_path / "notebooks", "01_never_run")
     done = labkit("doctor", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     for word in (this_machine().cpu, "lock", "disk", "memory", *SCHEMES):
         assert word in done.stdout
-    assert done.stdout.splitlines()[-1].split() == ["00_start_here", "yes"]
+    *_, lab, time = done.stdout.splitlines()
+    assert lab.split() == ["01_never_run", "yes", "unknown"]
+    assert time == "time of all that will run: unknown"
+
+
+def test_the_doctor_says_how_long_the_labs_will_take_by_their_last_run(tmp_path: Path) -> None:
+    workspace = tmp_path / "workspace"
+    (workspace / "passed").mkdir(parents=True)
+    for name, seconds in (("00_start_here", 35.0), ("01_fp8_rtn", 125.0)):
+        write_lab(tmp_path / "notebooks", name)
+        passed = {"profile": "tiny", "seconds": seconds, "cells": {}}
+        (workspace / "passed" / f"{name}.json").write_text(json.dumps(passed))
+    done = labkit("doctor", "--workspace", str(workspace), cwd=tmp_path)
+    *_, first, second, time = done.stdout.splitlines()
+    assert first.split()[1:] == ["yes", "40", "s"]
+    assert second.split()[1:] == ["yes", "3", "min"]
+    assert time.startswith("time of all that will run: about 3 min")
 
 
 def test_the_doctor_exits_with_1_and_the_reason_if_a_lab_of_the_profile_cannot_run(

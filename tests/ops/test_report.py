@@ -38,6 +38,8 @@ REPORT = RunReport(
     workspace="/course/workspace",
     parameters={"limit": 20},
     machine="two cores",
+    level="vnni",
+    probe_seconds=0.1,
 )
 
 
@@ -138,6 +140,7 @@ def test_the_table_of_the_terminal_has_a_line_for_each_lab_and_the_reasons_below
     assert re.fullmatch(r"01_fp8_rtn +passed +48 +1\.2 GB", lines[2])
     assert "02_int8 failed: cell 7 (check(result)): CheckFailed: not finite" in lines
     assert "tiny_problems, bf16: 0.940 ± 0.011 (n=500)" in lines
+    assert lines[-1] == "tiny on vnni: 58 s in all, peak memory 1.2 GB"
 
 
 def test_a_lab_that_left_something_out_says_what_and_why() -> None:
