@@ -82,11 +82,8 @@ def picture(rows: Sequence[Row]) -> Figure | None:
     models = [row.model for row in scored]
     model = max(dict.fromkeys(models), key=models.count)
     chosen = [row for row in scored if row.model == model]
-    own = {row.scheme: row.speedup for row in chosen if row.speedup}
-    lent = {row.scheme: row.speedup for row in rows if row.speedup and row.model != model}
-    source = next((row.model for row in rows if row.speedup and row.model != model), "")
-    speed = own or lent
-    told = "" if not speed else f" The numbers are speed-ups{'' if own else f', measured on the model {source}'}."
+    speed, source = speedups(rows, model)
+    told = "" if not speed else f" The numbers are speed-ups{'' if source == model else f', measured on {source}'}."
     best = [row for row in chosen if row.verdict == "recovered"]
     least = min(best, key=lambda row: row.bits_per_weight) if best else None
     said = f" Smallest that recovered: {least.variant}, {least.bits_per_weight:.1f} bits." if least else ""
@@ -98,6 +95,14 @@ def picture(rows: Sequence[Row]) -> Figure | None:
         next((row.accuracy for row in chosen if row.variant == BASELINE), None),
         f"Accuracy of {model} on {chosen[0].task} against bits per weight, with 95% intervals.{said}{told}",
     )
+
+
+def speedups(rows: Sequence[Row], model: str) -> tuple[dict[str, float], str]:
+    """Speed-ups over the baseline by scheme, and the model that they were measured on: `model`, else the one that
+    stands in for its speed; ({}, "") if there are none."""
+    measured = [row for row in rows if row.speedup]
+    source = next((row.model for row in sorted(measured, key=lambda row: row.model != model)), "")
+    return {row.scheme: row.speedup for row in measured if row.model == source and row.speedup}, source
 
 
 def parameters(inspection: Inspection) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from labkit.errors import CheckpointError
 from labkit.ledger import Measurement
 from labkit.manifest import write_manifest
 from labkit.ops.cli import main
-from labkit.scorecard import cells, picture, scorecard
+from labkit.scorecard import cells, picture, scorecard, speedups
 from labkit.workspace import Workspace
 from tests.conftest import LabsRun
 from tests.models import make_model
@@ -86,6 +87,19 @@ def test_a_row_has_the_ledgers_figures_of_the_task_that_was_asked_for(workspace:
     drawn = picture(scorecard(workspace, "gsm8k"))
     assert drawn
     assert "Accuracy of small on gsm8k against bits per weight" in drawn.description
+
+
+def test_speed_ups_are_the_model_s_own_or_those_of_the_model_that_stands_in_for_it(workspace: Workspace) -> None:
+    assert speedups(scorecard(workspace), MODEL) == ({}, "")
+    workspace.ledger.append([line("throughput", "speedup", 1.5, "copy"), score(0.8, "copy")])
+    rows = scorecard(workspace)
+    assert speedups(rows, MODEL) == ({"bf16": 1.5}, MODEL)
+    assert speedups(rows, "another") == ({"bf16": 1.5}, MODEL)
+    others = [*rows, *(replace(row, model="another", speedup=3.0) for row in rows)]
+    assert speedups(others, MODEL) == ({"bf16": 1.5}, MODEL), "its own count first"
+    stands_in = picture([*(replace(row, speedup=None) for row in rows), *others[2:]])
+    assert stands_in
+    assert "The numbers are speed-ups, measured on another." in stands_in.description
 
 
 def test_a_score_of_an_older_checkpoint_does_not_count(workspace: Workspace) -> None:

@@ -71,14 +71,14 @@ class Serving(Telling):
         return {load: [one for one in found if one.load == load] for load in loads}
 
     def measure_alone(self, folder: Path, seconds: float) -> Alone:
-        """An engine without a server, for about so many seconds: its memory, its decode, the largest number of requests
-        at once first, and its prefill; see serving.measure_alone.
+        """An engine without a server, for about so many seconds: its memory, its decode, with the most and with the
+        fewest requests at once first, and its prefill; see serving.measure_alone.
         """
         plan = self.profile.serving
         with waiting(f"{folder.name} without a server"):
             return serving.measure_alone(
                 folder,
-                sorted(plan.concurrencies, reverse=True),
+                list(dict.fromkeys((plan.concurrencies[-1], *plan.concurrencies))),
                 plan.prefill_tokens,
                 seconds=seconds,
                 repeats=plan.repeats,

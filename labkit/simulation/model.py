@@ -37,6 +37,7 @@ from labkit.simulation.blocks import block_hessians, blocks_of
 from labkit.simulation.linear import SimulatedLinear
 from labkit.simulation.scheme import BLOCK_ROWS, METHODS, Applied, Method, Scheme, Weights
 
+PLAIN_BYTES = 2  # a weight of W16, whatever the model computes in here
 SCALE_BYTES = 2  # a real scale is kept in BF16
 EXPONENT_BYTES = 1  # a power of two needs its exponent only
 PLAIN = Applied(Scheme(), "rtn", 0, 0.0, ())  # the model as it came
@@ -186,7 +187,7 @@ class Simulation:
     def _layer_bytes(self, original: Tensor, scheme: Scheme) -> int:
         rows, columns = original.shape
         if scheme.weights is None:
-            return original.numel() * original.element_size()
+            return original.numel() * PLAIN_BYTES
         packed = rows * columns * scheme.weights.format.bits // 8
         groups = rows * (columns // _group(columns, scheme.weights))
         if scheme.weights.constraint == "M1":

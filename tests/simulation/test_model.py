@@ -252,6 +252,8 @@ def test_bytes_count_weights_scales_and_factors(model: Any) -> None:
         groups = weights // 64
         sides = sum(sum(original.shape) for original in simulation.original.values())
         assert simulation.weight_bytes(Scheme()) == 2 * weights
+        simulation.original = {name: original.float() for name, original in simulation.original.items()}
+        assert simulation.bits_per_weight(Scheme()) == 16, "also where the model computes in float32"
         assert simulation.weight_bytes(Scheme(Weights(INT8, 64), INT8)) == weights + 2 * groups
         assert simulation.weight_bytes(Scheme(Weights(E2M1, 64), E4M3)) == weights // 2 + 2 * groups
         assert simulation.weight_bytes(Scheme(Weights(E2M1, 64, "M1"), E4M3)) == weights // 2 + groups
