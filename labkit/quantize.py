@@ -197,13 +197,14 @@ def quantizing(
     """
     import torch
 
-    with to_log(log) as chatter, memory.trimmed(), faster():
+    with to_log(log) as chatter, faster():
         name = base_name or checkpoint.short_name(str(base))
         job = Job(final, base, name, base_source or str(base), variant or final.name, chatter)
         torch.manual_seed(seed)
-        job._begin()
         try:
-            yield job
+            with memory.trimmed():  # over before the end: Python looks for no garbage while another thread does
+                job._begin()
+                yield job
         finally:
             job._end(release)
     if not job.saved:
