@@ -94,7 +94,7 @@ def test_every_engine_s_speed_and_memory_went_into_the_ledger_with_its_number_ty
     for metric in ("decode_tok_per_s", "loaded_bytes"):
         assert {m.variant for m in alone if m.metric == metric} == runs_here
     at_once = {m.settings["concurrency"] for m in alone if m.metric == "decode_tok_per_s" and m.variant == "bf16"}
-    assert at_once == set(TINY.serving.concurrencies)
+    assert TINY.serving.concurrencies[-1] in at_once
     assert {m.settings["dtype"] for m in alone if m.variant == "bf16"} == {number_type(TINY.engine)}
     assert all(m.machine for m in alone)
 

@@ -48,7 +48,7 @@ def servers_are_gone(alive: Sequence[str]) -> Check:
     return invariant(
         not alive,
         "the servers that this lab started",
-        "none runs any more, and their memory is back" if not alive else f"{', '.join(alive)} still answers",
+        "none runs any more" if not alive else f"{', '.join(alive)} still answers",
         "call `server.stop()`, or serve in a `with` block",
     )
 

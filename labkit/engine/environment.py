@@ -80,16 +80,16 @@ def model_length(folder: Path, engine: Engine) -> int:
 def number_type(engine: Engine, checkpoint: Path | None = None) -> str:
     """What an engine computes in wherever nothing is quantized, in torch's and vLLM's words: "bfloat16", "float32".
 
-    The engine's own `dtype`, if it names one. Else what this machine is fast in: a CPU without units for BF16 converts
+    The engine's own `dtype`, or for "auto" what this machine is fast in: a CPU without units for BF16 converts
     it for every product, and vLLM is several times as fast in float32 there, for up to a third more memory (measured at
-    avx2 and at vnni). One kind of checkpoint is served in BF16 on every CPU: the packed one of W4A16, as vLLM's kernel
+    avx2 and at vnni). The packed checkpoint of W4A16 is never served in float32 on a CPU, but in BF16: vLLM's kernel
     for it (`cpu_gemm_wna16`) has no float32.
     """
-    if engine.dtype != "auto":
-        return engine.dtype
     row = hardware.capability("bf16")
-    if row.build != "cpu" or row.verdict != "emulated":
-        return "bfloat16"
-    known = checkpoint is not None and (checkpoint / "config.json").is_file()
-    quantization = (read_config(checkpoint).get("quantization_config") or {}) if checkpoint and known else {}
-    return "bfloat16" if quantization.get("format") == PACKED else "float32"
+    wanted = engine.dtype
+    if wanted == "auto":
+        wanted = "float32" if row.build == "cpu" and row.verdict == "emulated" else "bfloat16"
+    if wanted == "float32" and row.build == "cpu" and checkpoint and (checkpoint / "config.json").is_file():
+        quantization = read_config(checkpoint).get("quantization_config") or {}
+        return "bfloat16" if quantization.get("format") == PACKED else wanted
+    return wanted

@@ -45,7 +45,10 @@ class Alone:
         return replace(step, median=middle, low=slow, high=fast)
 
     def seconds_of(self, load: Load) -> float:
-        """About how long the engine works for a load, by what it measured; what a server and clients take is more."""
+        """About how long the engine works for a load, by what it measured; what a server and clients take is more.
+
+        At least that long where prefill was left out.
+        """
         steps = load.requests / load.concurrency * load.output_tokens
         read = load.requests * load.input_tokens / self.prefill_tok_per_s.median if self.prefill_tok_per_s else 0.0
         return read + steps * self.step_ms[load.concurrency].median / 1e3

@@ -42,9 +42,11 @@ def ratio(ours: Repeated, theirs: Repeated) -> Repeated:
 
 
 def in_words(gain: Repeated) -> str:
-    """Whether a ratio's repeats tell the two sides apart."""
+    """Whether a ratio's repeats tell the two sides apart, as far as the digits that are shown of it."""
     if gain.repeats == 1:
-        return "That is one measurement"
-    if gain.low <= 1 <= gain.high:
+        return "Measured once, so without a spread"
+    if round(gain.low, 2) <= 1 <= round(gain.high, 2):
         return "The repeats do not tell the two apart"
-    return f"{'More' if gain.median > 1 else 'Less'} in every repeat"
+    if gain.median > 1:
+        return "Its slowest repeat is above the baseline's fastest"
+    return "Its fastest repeat is below the baseline's slowest"

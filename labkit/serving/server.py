@@ -11,7 +11,6 @@ The server is several processes (API server, engine core, a worker for each of s
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import shlex
 import socket
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 KEY_VARIABLE = "VLLM_API_KEY"  # vLLM looks there; a command line can be read by every user
 LOOK_SECONDS = 0.25
-LOADED = re.compile(r"(?:Model loading took|Checkpoint size:) ([\d.]+) GiB")
 
 
 class Server:
@@ -82,13 +80,6 @@ class Server:
     @property
     def alive(self) -> bool:
         return self._child.poll() is None
-
-    def logged_weight_bytes(self) -> float:
-        """Bytes of weights as the engine logged them: what it loaded (GPU), or what it found to load (CPU); 0 if none.
-
-        Of packed formats it is the packed size; what kernels make of it may be larger.
-        """
-        return logged_gib(self.log, self._log_begin) * 2**30
 
     def require_alive(self) -> None:
         """Raises ProcessFailed, with its log's telling lines, if the server has ended."""
@@ -143,14 +134,6 @@ class Server:
             why="its log tells:\n" + "\n".join(lines) if lines else "its log says nothing of an error",
             fix=f"{remedy(lines, self.port)}; the whole log is {self.log}",
         )
-
-
-def logged_gib(log: Path, begin: int = 0) -> float:
-    """GiB of weights by the last line of a log that tells them, from byte `begin` on; 0 if none does."""
-    with open(log, "rb") as file:
-        file.seek(begin)
-        found = LOADED.findall(file.read().decode(errors="replace"))
-    return float(found[-1]) if found else 0.0
 
 
 def _models(client: httpx.Client, url: str) -> list[str]:

@@ -60,10 +60,10 @@ def test_a_load_takes_its_prompts_and_its_steps() -> None:
 
 def test_a_ratio_says_whether_its_repeats_tell_the_two_apart() -> None:
     slow, fast, wide = (Repeated.of(values, False) for values in ([1.0, 1.1], [2.0, 2.2], [0.5, 3.0]))
-    assert in_words(ratio(fast, slow)) == "More in every repeat"
-    assert in_words(ratio(slow, fast)) == "Less in every repeat"
+    assert in_words(ratio(fast, slow)) == "Its slowest repeat is above the baseline's fastest"
+    assert in_words(ratio(slow, fast)) == "Its fastest repeat is below the baseline's slowest"
     assert in_words(ratio(wide, slow)) == "The repeats do not tell the two apart"
-    assert in_words(ratio(Repeated.of([2.0], False), slow)) == "That is one measurement"
+    assert in_words(ratio(Repeated.of([2.0], False), slow)) == "Measured once, so without a spread"
 
 
 def test_a_prompt_beyond_the_context_is_refused_before_an_engine_starts(served: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from labkit import hardware
 from labkit.engine import end_fork_servers, forked
 from labkit.errors import ProcessFailed, UsageError
 from labkit.serving import Server, serve
-from labkit.serving.server import KEY_VARIABLE, logged_gib
+from labkit.serving.server import KEY_VARIABLE
 from labkit.serving.settings import KEEP_FREED_MEMORY, NO_AOT, SPIN_BRIEFLY
 from tests.conftest import clean_environment
 from tests.models import make_model
@@ -78,22 +78,6 @@ def test_its_processes_have_the_settings_that_make_them_quick_on_a_cpu(server: S
     assert all(str(forked.SERVER) in process.cmdline() for process in large), (
         "both are forks: a new one imports all again"
     )
-
-
-@pytest.mark.parametrize(
-    ("line", "gib"),
-    [
-        ("(Worker pid=7) INFO [weight_utils.py:1108] Checkpoint size: 0.39 GiB. Available RAM: 19.70 GiB.", 0.39),
-        ("(EngineCore pid=7) INFO [gpu_model_runner.py:5] Model loading took 14.25 GiB memory and 3.2 seconds", 14.25),
-        ("Explicitly set (2.0/23.09) GiB for KV cache on node 0.", 0.0),
-    ],
-)
-def test_the_weights_that_an_engine_logged_are_read_from_this_start_on(tmp_path: Path, line: str, gib: float) -> None:
-    log = tmp_path / "log"
-    log.write_text("Checkpoint size: 9.99 GiB\n")
-    begin = log.stat().st_size
-    log.write_text(log.read_text() + line + "\n")
-    assert logged_gib(log, begin) == gib
 
 
 def test_the_key_is_on_no_command_line_in_no_log_and_in_no_output(server: Server) -> None:
