@@ -8,9 +8,6 @@ from typing import Any
 from labkit import hardware
 from labkit.profiles import Engine
 
-# glibc gives blocks above 32 MB back at once and takes them anew: for each product of a long prompt the kernel would
-# clear every page again. One of 2,048 × 896 × 9,728 took 42 ms in INT8 that way and takes 28 ms so (BF16: 53 and 43).
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 # A step is hundreds of short parallel pieces, and waking a sleeping thread takes longer than many of them: one request
 # at a time waited 66 ms for each token of a 24-layer 0.4B model with passive threads, and waits 24 ms so. After that
 # many looks a thread sleeps, so that other programs get its core back.
@@ -26,7 +23,7 @@ def quick_env(cache: Path | None) -> dict[str, str]:
     cache: where vLLM keeps what it compiles, for the next start (torch's part of it would lie in the temporary folder).
     """
     env = {"VLLM_CACHE_ROOT": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")} if cache else {}
-    return env | (KEEP_FREED_MEMORY | SPIN_BRIEFLY | NO_AOT if hardware.engine_build() == "cpu" else {})
+    return env | (SPIN_BRIEFLY | NO_AOT if hardware.engine_build() == "cpu" else {})
 
 
 def llm_options(engine: Engine, context: int) -> dict[str, Any]:

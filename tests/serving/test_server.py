@@ -22,7 +22,7 @@ from labkit.engine import end_fork_servers, forked
 from labkit.errors import ProcessFailed, UsageError
 from labkit.serving import Server, serve
 from labkit.serving.server import KEY_VARIABLE
-from labkit.serving.settings import KEEP_FREED_MEMORY, NO_AOT, SPIN_BRIEFLY
+from labkit.serving.settings import NO_AOT, SPIN_BRIEFLY
 from tests.conftest import clean_environment
 from tests.models import make_model
 from tests.processes_left import MARKER, marked, wait_until
@@ -71,7 +71,7 @@ def test_another_address_of_this_machine_does_not_reach_it(server: Server) -> No
 
 @pytest.mark.skipif(hardware.engine_build() != "cpu", reason="these settings are for vLLM's CPU build")
 def test_its_processes_have_the_settings_that_make_them_quick_on_a_cpu(server: Server) -> None:
-    wanted = {**KEEP_FREED_MEMORY, **SPIN_BRIEFLY, **NO_AOT}
+    wanted = {**SPIN_BRIEFLY, **NO_AOT}
     assert wanted.items() <= tree(server)[0].environ().items()
     large = [process for process in tree(server) if process.memory_info().rss > 2**28]
     assert len(large) == 2, "the API server and the engine core, which needs no worker beside it"
