@@ -25,7 +25,7 @@ INDEX = "../README.md#the-labs"
 MARK = "<!-- navigation: written by python -m tools.navigation -->"
 TIME = re.compile(r"<!-- time -->(.*?)<!-- /time -->", re.DOTALL)
 TAKES = r"\d+ (?:s|min) \([^()]+\)"
-MEASURED = re.compile(rf"{TAKES}(?:, {TAKES})*; `\w+` profile, .+|\d+ (s|min) \(`\w+` profile, measured on .+\)")
+MEASURED = re.compile(rf"{TAKES}(?:, {TAKES})*; `\w+` profile, .+")
 
 
 def navigation_line(paths: Sequence[Path], place: int) -> str:

@@ -38,7 +38,7 @@ def labs_table(paths: Sequence[Path]) -> str:
     rows = []
     for path in paths:
         lab = read_lab(path)
-        time = re.split(r"; | \(`", navigation.measured_time(notebooks.read(path)) or "")[0]
+        time = (navigation.measured_time(notebooks.read(path)) or "").split("; ")[0]
         needs = ", ".join(name[:2] for name in lab.needs)
         rows.append([f"[{path.stem}](notebooks/{path.name})", lab.title, needs or "–", time or "–"])
     return markdown_table(["lab", "what it shows", "needs", "time"], rows)
