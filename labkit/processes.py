@@ -155,8 +155,9 @@ class Child:
 def tree_bytes(pid: int, lends: int = 0, most_resident: int = 0) -> tuple[int, int]:
     """Bytes of a process and all below it: the sum of what is resident in each, and what they hold in all.
 
-    What they hold counts a page once that several share, as forks and libraries do: Linux's proportional set size. It
-    takes the kernel long to tell, so it is asked only where more is resident than `most_resident`, and is 0 else.
+    What they hold is Linux's proportional set size: of a page that several processes share, as forks and those with the
+    same libraries do, each has its part, so together they have it once (less the part of processes that are not below).
+    It takes the kernel long to tell, so it is asked only where more is resident than `most_resident`, and is 0 else.
     lends: a fork server that runs something below it; it counts while it has other children too, its forks.
     """
     resident = held = 0

@@ -81,7 +81,7 @@ def number_type(engine: Engine, checkpoint: Path | None = None) -> str:
     """What an engine computes in wherever nothing is quantized, in torch's and vLLM's words: "bfloat16", "float32".
 
     The engine's own `dtype`, or for "auto" what this machine is fast in: a CPU without units for BF16 converts
-    it for every product, and vLLM is several times as fast in float32 there, for up to a third more memory (measured at
+    it for every product, and vLLM is two to four times as fast in float32, for up to a third more memory (measured at
     avx2 and at vnni). The packed checkpoint of W4A16 is never served in float32 on a CPU, but in BF16: vLLM's kernel
     for it (`cpu_gemm_wna16`) has no float32.
     """
