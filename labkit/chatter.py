@@ -51,6 +51,7 @@ def to_log(path: Path) -> Iterator[ChatterLog]:
                 warnings.simplefilter("default")  # a library's warning is for the log, and no error
                 warnings.showwarning = _show_warning_in(file)
                 yield log
+                bar.fill()
         finally:
             configure_logger()  # llm-compressor's own setting of before
 
@@ -115,14 +116,17 @@ class _Bar(io.TextIOBase):
         from tqdm import tqdm
 
         if self._bar is None or self._bar.total != steps or step - 1 < self._bar.n:
-            self.close_bar()
-            self._bar = tqdm(total=steps, desc="Quantizing", unit="block", file=self._shown, leave=False, position=0)
+            self.fill()
+            self._bar = tqdm(total=steps, desc="Quantizing", unit="block", file=self._shown)
         self._bar.update(step - 1 - self._bar.n)
 
-    def close_bar(self) -> None:
+    def fill(self) -> None:
+        """The bar ends, full: only the begin of a step is told, so the end of the last one is told here."""
         if self._bar is not None:
+            self._bar.update(self._bar.total - self._bar.n)
             self._bar.close()
 
     def close(self) -> None:
-        self.close_bar()
+        if self._bar is not None:  # closed already, unless the block ended in an error
+            self._bar.close()
         super().close()

@@ -195,6 +195,7 @@ def test_chatter_goes_to_the_log_and_the_cells_own_output_stays(
     assert shown[0] == "my own words"
     assert len(shown) > 1, "one bar is left"
     assert all(line.startswith("Quantizing: ") for line in shown[1:])
+    assert shown[-1].startswith("Quantizing: 100%"), "and it is full"
     assert captured.err == ""
     log = job.log.read_text()
     for words in ("Compression lifecycle initialized", "Quantizing 1 module(s)", "Calibrating: 100%"):

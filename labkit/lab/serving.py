@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,15 +36,16 @@ class Serving(Telling):
 
         wait=False: for `put_load`, which starts its benchmark while the server comes up.
         """
-        server = serving.serve(
-            folder,
-            engine=self._engine(compiled),
-            log=self.log(f"server-{folder.name}"),
-            options=options,
-            cache=self._compiled_cache,
-            offline=self.offline,
-            wait=wait,
-        )
+        with waiting(f"a server of {folder.name}") if wait else nullcontext():
+            server = serving.serve(
+                folder,
+                engine=self._engine(compiled),
+                log=self.log(f"server-{folder.name}"),
+                options=options,
+                cache=self._compiled_cache,
+                offline=self.offline,
+                wait=wait,
+            )
         if wait:
             told = f"{server.model} is ready after {server.ready_seconds:.0f} s at {server.url}, in {server.dtype}"
             self.say(f"{told} where nothing is quantized (log: {server.log}).")

@@ -41,6 +41,7 @@ class Lab(Serving, Simulating):
         scratch: the checkpoint, `job.final`, is for this lab only, and gone at its end.
         """
         final = self.scratch(variant) if scratch else self.checkpoint(variant)
+        print(f"Quantizing {self.model_name} to {variant} (library messages: {self.log(variant)})")
         with quantize.quantizing(
             final,
             self.base,
@@ -54,7 +55,7 @@ class Lab(Serving, Simulating):
             self.record("quantize", metric, value, variant=variant, unit=unit, purpose=purpose)
         found = checkpoint.inspect(final)
         self.record("size", "bytes", found.total_bytes, variant=variant, unit="bytes", purpose=purpose)
-        print(f"Quantized and saved in {job.wall_seconds:.1f} s to {final} (library messages: {job.log})")
+        print(f"Quantized and saved in {job.wall_seconds:.1f} s to {final}")
 
     def evaluate(self, requests: Sequence[Request]) -> list[Evaluation]:
         """Runs the evaluations in a child process and puts every figure, with its settings, into the ledger."""
