@@ -40,10 +40,10 @@ class Failure:
 class LabResult:
     """How one lab ended. `notebook`, `page` (the same as HTML) and `log` are files of the output folder, or None.
 
-    `peak_bytes` is the largest resident memory of the lab with its kernel and engines. `capability` says that a skipped
-    lab was skipped because this machine can't do it. `figure` is the lab's headline in one line. `before_seconds` is
-    what it took when it last passed in this workspace, 0 if it never did. `unchanged`: it was left alone, for nothing
-    that goes into it has changed since.
+    `peak_bytes` is the most memory that the lab, its kernel and engines held, shared pages once. `capability` says that
+    a skipped lab was skipped because this machine can't do it. `figure` is the lab's headline in one line.
+    `before_seconds` is what it took when it last passed in this workspace, 0 if it never did. `unchanged`: it was left
+    alone, for nothing that goes into it has changed since.
     """
 
     name: str
