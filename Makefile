@@ -10,7 +10,7 @@ SHELL := bash
 .ONESHELL:
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-# Waiting threads give way: on a busy machine spinning ones slow everything down many times over (labkit/engine/environment.py).
+# Waiting threads give way: on a busy machine spinning ones slow everything down many times over (labkit/engine.py).
 export OMP_WAIT_POLICY ?= PASSIVE
 
 VENV := .venv
@@ -31,6 +31,8 @@ KFP := .venv-kfp
 KFP_READY := $(KFP)/.ready-$(call key,requirements/kfp.txt)
 READY := $(VENV)/.ready-$(call key,$(LOCKS) pyproject.toml)
 
+# One of two workers runs all that starts engines, one after another (tests/conftest.py).
+SIDE_BY_SIDE := -n 2 --dist loadgroup
 # Not named BROWSER: make would hand it down to JupyterLab, which opens what that names.
 LEFT_OUT := $(if $(filter none,$(CHROMIUM)),--ignore=tests/browser)
 
@@ -68,10 +70,10 @@ lab: $(READY) $(KFP_READY) ## open JupyterLab at the first lab
 	@$(if $(PROFILE),LABKIT_PROFILE=$(PROFILE)) $(BIN)/jupyter lab $(ARGS) notebooks/00_start_here.ipynb
 
 test: $(READY) $(KFP_READY) chromium ## run the tests of CI's tier
-	@$(BIN)/python -m pytest -m "not long" $(LEFT_OUT) $(ARGS)
+	@$(BIN)/python -m pytest -m "not long" $(SIDE_BY_SIDE) $(LEFT_OUT) $(ARGS)
 
 test-all: $(READY) $(KFP_READY) chromium ## run all tests, the long tier too
-	@$(BIN)/python -m pytest $(LEFT_OUT) $(ARGS)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(LEFT_OUT) $(ARGS)
 
 test-browser: $(READY) $(KFP_READY) chromium ## run those of CI's tier that need a browser
 	@$(BIN)/python -m pytest -m "not long" tests/browser $(ARGS)
@@ -79,10 +81,13 @@ test-browser: $(READY) $(KFP_READY) chromium ## run those of CI's tier that need
 faults: $(READY) $(KFP_READY) chromium ## inject the faults of RELIABILITY.md, and count what was left or lost
 	@$(BIN)/python -m pytest -m faults $(ARGS)
 
-lint: $(READY) ## ruff (lint and format, notebooks too) and mypy
+lint: $(READY) ## ruff (notebooks too), mypy, the floors, the labs' contract and the generated tables
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/python -m tools.contract
+	$(BIN)/python -m tools.tables --check
 
 lock: $(READY) ## compile the locks from pyproject.toml (ARGS=--upgrade for newer versions)
 	@$(BIN)/python -m tools.lock --torch-index $(TORCH_CPU_INDEX) $(ARGS)
@@ -91,13 +96,11 @@ bench: $(READY) $(KFP_READY) ## measure speed and memory against what labkit rep
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 bench-full: $(READY) $(KFP_READY) ## measure all of it, and how cost grows, and write benchmarks/results.json
-	@$(BIN)/python -m benchmarks --full $(ARGS)
+	@$(BIN)/python -m benchmarks --full --keep $(ARGS)
 
 figures: $(READY) ## write the last run's times and figures into the notebooks' headers and the README
 	@$(BIN)/python -m tools.navigation $(ARGS)
 	$(BIN)/python -m tools.tables $(ARGS)
-	$(BIN)/python -m tools.paces $(ARGS)
-	$(BIN)/python -m tools.picture
 
 clean: ## remove .venv, .venv-kfp, workspace/, caches and build products
 	@rm -rf $(VENV) $(KFP) workspace build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -118,19 +121,10 @@ $(INSTALLED):
 	  echo "Install it (Debian and Ubuntu: apt install python3.11 python3.11-venv), or name one: make PYTHON=/path/to/python3.11 ..." >&2
 	  exit 1
 	}
-	echo "Making $(VENV) with $$found from requirements/$(LOCK).txt (a few minutes, once)"
+	echo "Making $(VENV) with $$found from requirements/$(LOCK).txt (a minute or a few, once)"
 	rm -f $(VENV)/.installed-* $(VENV)/.ready-*
 	"$$found" -m venv --clear $(VENV)
-	install="$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes"
-	if [ $(LOCK) = cpu ]; then
-	  echo "- torch, the CPU build"
-	  if ! $$install -r requirements/torch-cpu.txt 2> $(VENV)/torch.log; then
-	    echo "  (not where pip looks by itself; asking PyTorch's CPU index)"
-	    $$install --index-url $(TORCH_CPU_INDEX) -r requirements/torch-cpu.txt || { cat $(VENV)/torch.log >&2; exit 1; }
-	  fi
-	fi
-	echo "- $$(grep -c '^[a-z]' requirements/$(LOCK).txt) packages of requirements/$(LOCK).txt"
-	$$install -r requirements/$(LOCK).txt
+	$(BIN)/python tools/install.py $(LOCKS) $(if $(filter cpu,$(LOCK)),--index $(TORCH_CPU_INDEX))
 	touch $@
 
 $(READY): $(INSTALLED)
@@ -144,5 +138,5 @@ $(KFP_READY): $(READY) requirements/kfp.txt
 	@echo "Making $(KFP) from requirements/kfp.txt (half a minute, once)"
 	rm -f $(KFP)/.ready-*
 	$(BIN)/python -m venv --clear $(KFP)
-	$(KFP)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r requirements/kfp.txt
+	$(BIN)/python tools/install.py requirements/kfp.txt --python $(KFP)/bin/python
 	touch $@

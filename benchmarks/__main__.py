@@ -1,129 +1,107 @@
-"""`python -m benchmarks [--full [--resume]] [--only NAME ...] [--runs N]`: measures, prints and keeps one table."""
+"""`python -m benchmarks [--full] [--only NAME ...] [--runs N] [--keep]`: measures, and prints one table."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from benchmarks import readme, table
-from benchmarks.measure import ROOT
-from benchmarks.registry import BENCHMARKS, FULL_PAIRS, GROWTHS, QUICK
-from benchmarks.results import RESULTS, Growth, Report, Result
-from labkit.errors import LabError, MissingResult, UsageError
+from benchmarks import evaluating, quantizing, running, serving, table
+from benchmarks.measure import RESULTS, Growth, Report, Result
+from labkit.errors import LabError
 from labkit.hardware import stack_versions, this_machine
 from labkit.ledger import utc_now
-from labkit.workspace import write_atomically
 
-QUICK_RUN = ROOT / "build" / "benchmarks.json"  # results.json is the last full run's, and no part of one replaces it
-SO_FAR = ROOT / "build" / "benchmarks-so-far.json"  # a full run's, until it is whole
+# A benchmark gets a scratch folder of its own and how often to run (None: as often as it deems right). One that answers
+# for two names gives the results of both.
+Benchmark = Callable[[Path, int | None], list[Result]]
+QUICK: dict[str, Benchmark] = {
+    "import": running.run_import,
+    "help": running.run_help,
+    "fp8": quantizing.FP8.run,
+    "gptq": quantizing.GPTQ.run,
+    "evaluate": evaluating.run,
+}
+BENCHMARKS: dict[str, Benchmark] = QUICK | {
+    "fp8-shards": quantizing.SHARDS.run,
+    "gptq-0.4b": quantizing.LARGE_GPTQ.run,
+    "serve": partial(serving.run, "serve"),
+    "serve-decode": partial(serving.run, "serve"),
+    "serve-deep": partial(serving.run, "serve-deep"),
+    "serve-deep-decode": partial(serving.run, "serve-deep"),
+    "labs": running.run_first,
+    "labs-unchanged": running.run_unchanged,
+    "setup": running.run_setup,
+}
+GROWTHS: dict[str, Callable[[Path], Growth]] = {
+    "growth-fp8": partial(quantizing.grow, "fp8_shards", "growth-fp8"),
+    "growth-int8": partial(quantizing.grow, "gptq", "growth-int8"),
+    "growth-evaluation": evaluating.grow,
+    "growth-ledger": running.grow_ledger,
+    "growth-report": running.grow_report,
+}
+ALL = (*BENCHMARKS, *GROWTHS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 if everything could be measured, bars met or not; 1 if a side failed."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    part = bool(arguments.only or arguments.runs or arguments.output)
-    whole = arguments.full and not part
-    names = arguments.only or [*(BENCHMARKS if arguments.full else QUICK), *(GROWTHS if arguments.full else ())]
-    began, failures = time.monotonic(), []
-    results: list[Result] = []
-    growths: list[Growth] = []
-    sittings = 1
-    if arguments.resume:
-        try:
-            before = so_far() if whole else parser.error("--resume goes with --full and nothing else")
-        except LabError as error:
-            parser.error(str(error))
-        began -= before.wall_seconds
-        results, growths, sittings = list(before.results), list(before.growth), before.sittings + 1
-    with tempfile.TemporaryDirectory(prefix="labkit-benchmarks-") as scratch:
-        for name in names:
-            if any(found.name == name for found in (*results, *growths)):  # before, or with another
-                continue
-            print(f"{name} ... ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
-            folder = Path(scratch) / name
-            folder.mkdir()
-            load = round(os.getloadavg()[0], 2)
+    arguments = _parser().parse_args(argv)
+    found, began, failures = Report(this_machine().label, stack_versions()), time.monotonic(), []
+    for name in arguments.only or (ALL if arguments.full else QUICK):
+        if name in found.names:  # with another
+            continue
+        print(f"{name} ... ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
+        load = round(os.getloadavg()[0], 2)
+        with tempfile.TemporaryDirectory(prefix="labkit-benchmarks-") as scratch:
             try:
-                if name in GROWTHS:
-                    growths.append(replace(GROWTHS[name](folder), load=load))
-                else:
-                    runs = arguments.runs or (FULL_PAIRS.get(name) if arguments.full else None)
-                    found = BENCHMARKS[name](folder, runs)
-                    results += [replace(one, load=load) for one in (found if isinstance(found, list) else [found])]
+                new = (
+                    GROWTHS[name](Path(scratch)) if name in GROWTHS else BENCHMARKS[name](Path(scratch), arguments.runs)
+                )
             except LabError as error:
                 failures.append(f"{name}: {error}")
-            shutil.rmtree(folder, ignore_errors=True)  # models of gigabytes
-            if whole:  # hours that are cut off have not been for nothing
-                write_atomically(SO_FAR, _report(results, growths, began, sittings).to_json())
-    print(table.terminal(results, growths))
+                continue
+        for one in new if isinstance(new, list) else [new]:
+            found = found.having(replace(one, load=load, date=utc_now()[:10]))
+        if arguments.keep:  # at once: hours that are cut off have not been for nothing
+            keep(found)
+    print(table.terminal(found))
     for failure in failures:
         print(f"\nNot measured: {failure}", file=sys.stderr)
-    if failures and whole:
-        print(f"The rest stands in {SO_FAR}; mend this, and go on with --full --resume.", file=sys.stderr)
-    report = _report(results, growths, began, sittings)
     if arguments.output:
-        Path(arguments.output).write_text(report.to_json(), encoding="utf-8")
-    elif whole and not failures:
-        RESULTS.write_text(report.to_json(), encoding="utf-8")
-        SO_FAR.unlink()
-        readme.main()
-    elif not (part or whole or failures):
-        write_atomically(QUICK_RUN, report.to_json())
-        print(f"\n{QUICK_RUN}")
+        Path(arguments.output).write_text(found.to_json(), encoding="utf-8")
     return 1 if failures else 0
 
 
-def _report(results: Sequence[Result], growths: Sequence[Growth], began: float, sittings: int) -> Report:
-    spent = round(time.monotonic() - began, 1)
-    order = [*BENCHMARKS, *GROWTHS]
-    found = tuple(sorted(results, key=lambda result: order.index(result.name)))
-    grown = tuple(sorted(growths, key=lambda growth: order.index(growth.name)))
-    return Report(this_machine().label, stack_versions(), utc_now(), spent, found, grown, sittings)
+def keep(found: Report) -> None:
+    """Puts results in the place of older ones of their names in results.json, and writes README.md anew.
 
-
-def so_far() -> Report:
-    """What a full run that did not become whole has measured.
-
-    Raises MissingResult if there is none, UsageError if it is from another machine, stack or labkit than is here now.
+    What results.json has of another machine or stack goes: one table is of one thing.
     """
-    if not SO_FAR.is_file():
-        raise MissingResult(f"there is no {SO_FAR}", fix="start a full run: --full")
-    found = Report.from_json(SO_FAR.read_text(encoding="utf-8"))
-    written = SO_FAR.stat().st_mtime
-    newer = [path for path in (ROOT / "labkit").rglob("*.py") if path.stat().st_mtime > written]
-    other = [name for name, version in stack_versions().items() if found.versions.get(name) != version]
-    if found.machine != this_machine().label or other or newer:
-        what = ", ".join([*other, *map(str, newer)]) or found.machine
-        raise UsageError(
-            f"{SO_FAR} is of another machine, stack or labkit: {what}",
-            why="one table is of one thing",
-            fix="start a full run: --full",
-        )
-    return found
+    kept = Report.from_json(RESULTS.read_text(encoding="utf-8"))
+    if (kept.machine, kept.versions) != (found.machine, found.versions):
+        kept = replace(found, results=(), growth=())
+    new: list[Result | Growth] = [*found.results, *found.growth]
+    for one in new:
+        kept = kept.having(one)
+    RESULTS.write_text(kept.to_json(), encoding="utf-8")
+    table.README.write_text(table.readme(kept, ALL), encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description="Measures labkit against what it replaces. A run of everything (--full) writes results.json and "
-        "README.md beside this; one without options, build/benchmarks.json; one of a part, what --output names.",
+        prog="python -m benchmarks", description="Measures labkit against what it replaces."
     )
     parser.add_argument("--full", action="store_true", help="everything, whatever it takes; else what takes minutes")
-    everything = [*BENCHMARKS, *GROWTHS]
-    parser.add_argument(
-        "--resume", action="store_true", help="goes on with a full run that was cut off or had a failure"
-    )
-    parser.add_argument("--only", nargs="+", choices=everything, metavar="NAME", help=", ".join(everything))
+    parser.add_argument("--only", nargs="+", choices=ALL, metavar="NAME", help=", ".join(ALL))
     parser.add_argument("--runs", type=int, metavar="N", help="runs or pairs of each, in place of its own number")
-    parser.add_argument("--output", metavar="FILE", help="write the results there, as JSON")
+    parser.add_argument("--keep", action="store_true", help="put what is found into results.json and README.md")
+    parser.add_argument("--output", metavar="FILE", help="write it there, as JSON")
     return parser
 
 

@@ -10,7 +10,6 @@ table comes last. `--output FILE` keeps it as Markdown, with the machine and the
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import re
 import shutil
@@ -19,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,19 +28,20 @@ import torch
 import transformers
 from torch import Tensor
 
-from benchmarks.measure import OFFLINE, ROOT, SIDES, timed
-from benchmarks.quantizing import as_close, same_tensors
-from labkit.calibration import random_text_set
-from labkit.checkpoint import load_tokenizer, short_name
+from benchmarks.measure import ROOT, SIDES, script
+from benchmarks.quantizing import our_checkpoint, same_tensors
+from labkit import memory
+from labkit import ops as text
+from labkit.checkpoint import load_tokenizer
+from labkit.data import random_text_set
 from labkit.errors import DataError, LabError
 from labkit.hardware import stack_versions, this_machine
 from labkit.numerics import E4M3, dequantize, quantize, scale_for
 from labkit.numerics.formats import Granularity
-from labkit.ops import text
-from labkit.tiny import TOKENIZER_FILES, WEIGHTS
+from labkit.tiny import materialize_random
 from tools.tables import markdown_table
 
-DEADLINE_SECONDS = 300.0
+TESTS_SECONDS = 300.0
 BYTES_BETWEEN_REUSES = 256 * 2**20  # several times any GPU's cache: a decode step reads its weights from memory
 HEADER = ("what", "labkit or FP8", "bare or BF16", "ratio", "of the roof: FP8, BF16")
 NONE = "–"
@@ -73,68 +74,34 @@ CHIPS = {  # the first whose pattern is found in the GPU's name
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured. products: name to (outputs, inputs) of a 7B model's linear layers, those that read the same
-    input as one; decode and prefill: tokens at once; repeats: products between two looks at the clock.
+    """What is measured. products: name to (outputs, inputs) of linear layers, those that read the same input as one;
+    decode and prefill: tokens at once; repeats: products between two looks at the clock; config: a Qwen2's vocabulary,
+    hidden and intermediate size, heads, heads of keys; blocks: how many each command quantizes; rows: that calibrate.
     """
 
     products: dict[str, tuple[int, int]]
     decode: tuple[int, ...]
     prefill: tuple[int, ...]
     repeats: int
-    config: dict[str, Any]
-    fp8_blocks: int
-    int8_blocks: int
+    config: tuple[int, int, int, int, int]
+    blocks: dict[str, int]
     rows: int
 
 
-QWEN = {
-    "vocab_size": 152_064,
-    "hidden_size": 3584,
-    "intermediate_size": 18_944,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 4096,
-}
-FULL = Sizes(
-    {"qkv": (4608, 3584), "o": (3584, 3584), "gate and up": (37_888, 3584), "down": (3584, 18_944)},
-    decode=(1, 16, 64),
-    prefill=(2048, 8192),
-    repeats=100,
-    config=QWEN,
-    fp8_blocks=28,
-    int8_blocks=4,  # GPTQ's time grows with the blocks; four of them show the ratio within the eight minutes
-    rows=64,
-)
-DRY = Sizes(
-    {"qkv": (96, 64), "down": (64, 160)},
-    decode=(1, 16),
-    prefill=(64,),
-    repeats=2,
-    config={
-        "vocab_size": 2560,
-        "hidden_size": 64,
-        "intermediate_size": 160,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-    },
-    fp8_blocks=2,
-    int8_blocks=1,
-    rows=2,
-)
+SEVEN_BILLION = {"qkv": (4608, 3584), "o": (3584, 3584), "gate and up": (37_888, 3584), "down": (3584, 18_944)}
+# GPTQ's time grows with the blocks; four of them show the ratio within the eight minutes.
+BLOCKS = {"fp8": 28, "gptq": 4}
+FULL = Sizes(SEVEN_BILLION, (1, 16, 64), (2048, 8192), 100, (152_064, 3584, 18_944, 28, 4), BLOCKS, rows=64)
+SMALL = {"qkv": (96, 64), "down": (64, 160)}
+DRY = Sizes(SMALL, (1, 16), (64,), 2, (2560, 64, 160, 4, 2), {"fp8": 2, "gptq": 1}, rows=2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 if every part could be measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, with tiny shapes")
-    parser.add_argument(
-        "--pairs",
-        type=int,
-        choices=range(1, 6),
-        default=2,
-        help="quantizes by each side, of which the table has the mean",
-    )
+    told = "quantizes by each side, of which the table has the mean"
+    parser.add_argument("--pairs", type=int, choices=range(1, 6), default=2, help=told)
     parser.add_argument("--output", metavar="FILE", help="keep the table there, as Markdown")
     arguments = parser.parse_args(argv)
     if not arguments.dry_run and not torch.cuda.is_available():
@@ -172,18 +139,16 @@ def products(sizes: Sizes, device: str) -> list[list[str]]:
     """FP8 per channel and token by `torch._scaled_mm` against BF16, at the shapes of a 7B model."""
     name = torch.cuda.get_device_name() if device == "cuda" else ""
     chip = next((chip for pattern, chip in CHIPS.items() if re.search(pattern, name)), None)
-    rows = []
-    for phase, counts in (("decode", sizes.decode), ("prefill", sizes.prefill)):
-        for tokens in counts:
-            for layer, (outputs, inputs) in sizes.products.items():
-                rows.append(
-                    _product(f"{phase}, {tokens:,} tokens: {layer}", tokens, outputs, inputs, device, chip, sizes)
-                )
-    return rows
+    tokens = [("decode", count) for count in sizes.decode] + [("prefill", count) for count in sizes.prefill]
+    return [
+        _product(f"{phase}, {count:,} tokens: {layer}", count, *shape, sizes.repeats, device, chip)
+        for phase, count in tokens
+        for layer, shape in sizes.products.items()
+    ]
 
 
 def _product(
-    what: str, tokens: int, outputs: int, inputs: int, device: str, chip: Chip | None, sizes: Sizes
+    what: str, tokens: int, outputs: int, inputs: int, repeats: int, device: str, chip: Chip | None
 ) -> list[str]:
     torch.manual_seed(0)
     copies = max(1, BYTES_BETWEEN_REUSES // (outputs * inputs)) if device == "cuda" else 1
@@ -204,14 +169,13 @@ def _product(
     error = float((fp8(0)[:16].float() - meant).norm() / meant.norm())
     if not error < 0.01:  # BF16 output rounds to 0.2%
         raise DataError(f"{what}: the FP8 product is {error:.1%} from what its factors are", "its time means nothing")
-    ours, theirs = seconds_each(fp8, sizes.repeats, device), seconds_each(bf16, sizes.repeats, device)
-    flop = 2.0 * tokens * outputs * inputs
-    roofs = []
-    for each, fp8_bytes, measured in ((True, 1, ours), (False, 2, theirs)):
-        moved = fp8_bytes * (outputs * inputs + tokens * inputs) + 2 * tokens * outputs
-        roofs.append(NONE if chip is None else f"{chip.roof_seconds(flop, moved, each) / measured:.0%}")
-    shown = [f"{each * 1e6:,.1f} µs ({flop / each / 1e12:,.1f} TFLOP/s)" for each in (ours, theirs)]
-    return [what, *shown, f"{ours / theirs:.2f}", ", ".join(roofs)]
+    seconds = [seconds_each(work, repeats, device) for work in (fp8, bf16)]
+    flop, roofs = 2.0 * tokens * outputs * inputs, []
+    for took, value_bytes in zip(seconds, (1, 2), strict=True):
+        moved = value_bytes * (outputs * inputs + tokens * inputs) + 2 * tokens * outputs
+        roofs.append(NONE if chip is None else f"{chip.roof_seconds(flop, moved, value_bytes == 1) / took:.0%}")
+    shown = [f"{each * 1e6:,.1f} µs ({flop / each / 1e12:,.1f} TFLOP/s)" for each in seconds]
+    return [what, *shown, f"{seconds[0] / seconds[1]:.2f}", ", ".join(roofs)]
 
 
 def _codes(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
@@ -222,74 +186,70 @@ def _codes(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
 
 def seconds_each(work: Callable[[int], Any], repeats: int, device: str) -> float:
     """Median of five, of the mean over `repeats` calls. On a GPU they are one graph: no launch is waited for."""
+
+    def all_of_them() -> None:
+        for i in range(repeats):
+            work(i)
+
     for i in range(3):
         work(i)
-    if device != "cuda":
-        return statistics.median(_clock(lambda: [work(i) for i in range(repeats)]) for _ in range(5)) / repeats
+    timed = all_of_them if device == "cpu" else _as_graph(all_of_them)
+    return statistics.median(timeit.repeat(timed, number=1, repeat=5)) / repeats
+
+
+def _as_graph(work: Callable[[], None]) -> Callable[[], None]:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for i in range(repeats):
-            work(i)
+        work()
 
     def replay() -> None:
         graph.replay()
         torch.cuda.synchronize()
 
     replay()
-    return statistics.median(_clock(replay) for _ in range(5)) / repeats
-
-
-def _clock(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    return replay
 
 
 # --- a whole quantize -------------------------------------------------------------------------------------------------
 
-VARIANTS = {"fp8": "fp8-dynamic", "gptq": "int8-smoothquant-gptq"}
 METHODS = {"fp8": "FP8_DYNAMIC", "gptq": "INT8 SmoothQuant+GPTQ"}
 
 
-def quantize_a_model(folder: Path, sizes: Sizes, device: str, script: str, pairs: int) -> list[list[str]]:
+def quantize_a_model(folder: Path, sizes: Sizes, device: str, command: str, pairs: int) -> list[list[str]]:
     """The same recipe by labkit and by a bare llm-compressor script, as processes of their own, in turns.
 
     Two pairs go ABBA; wall time and memory are means.
     """
-    blocks = sizes.fp8_blocks if script == "fp8" else sizes.int8_blocks
-    base, workspace, theirs = folder / f"qwen-{blocks}", folder / "workspace", folder / "theirs"
+    blocks = sizes.blocks[command]
+    base, workspace, theirs, rows = (folder / name for name in (f"qwen-{blocks}", "workspace", "theirs", "rows.json"))
     make_model(base, sizes, blocks, device)
     tokens = random_text_set(load_tokenizer(base), sizes.rows, 256).input_ids  # those that labkit's side draws itself
-    (folder / "rows.json").write_text(json.dumps(tokens))
-    calibrated = script == "gptq"
-    arguments = {
-        "labkit": [str(base), str(workspace), *([str(sizes.rows)] if calibrated else [])],
-        "bare": [str(base), str(theirs), *([str(folder / "rows.json")] if calibrated else [])],
+    rows.write_text(json.dumps(tokens))
+    calibrated = command == "gptq"
+    sides: dict[str, tuple[Path, list[Any]]] = {  # what each writes to, and its command
+        "labkit": (
+            workspace,
+            ["ours.py", command, folder / "answer.json", base, workspace, *[sizes.rows] * calibrated],
+        ),
+        "bare": (theirs, [f"bare_{command}.py", base, theirs, *[rows] * calibrated]),
     }
-    outputs = {"labkit": workspace, "bare": theirs}
-    runs: dict[str, list[_Run]] = {"labkit": [], "bare": []}
+    runs: dict[str, list[tuple[float, int, int]]] = {side: [] for side in sides}
     for pair in range(pairs):
-        for side in ("labkit", "bare") if pair % 2 == 0 else ("bare", "labkit"):
-            shutil.rmtree(outputs[side], ignore_errors=True)
-            runs[side].append(_run(folder / side, f"{side}_{script}.py", arguments[side]))
-    finals = (workspace / "checkpoints" / f"{short_name(str(base))}--{VARIANTS[script]}", theirs)
-    if not calibrated:
-        same_tensors(base, *finals)
-    elif device == "cpu":  # on a GPU both sides run llm-compressor's own GPTQ
-        as_close(base, *finals)
+        for side in sides if pair % 2 == 0 else reversed(sides):
+            output, words = sides[side]
+            shutil.rmtree(output, ignore_errors=True)
+            runs[side].append(_run(folder, words))
+    if not calibrated or device == "cpu":
+        same_tensors(our_checkpoint(workspace, base, command), theirs)
     parameters = sum(f.stat().st_size for f in base.glob("*.safetensors")) / 2e9
-    what = f"{METHODS[script]}, {parameters:.2g}B parameters in {blocks} blocks (n = {pairs})"
-    for path in (base, *outputs.values()):
+    what = f"{METHODS[command]}, {parameters:.2g}B parameters in {blocks} blocks (n = {pairs})"
+    for path in (base, workspace, theirs):
         shutil.rmtree(path)
-    wall, peak, left = (
-        [statistics.mean(getattr(run, of) for run in runs[side]) for side in outputs]
-        for of in ("wall_seconds", "peak_bytes", "left_bytes")
-    )
+    wall, peak, left = ([statistics.mean(run[i] for run in runs[side]) for side in sides] for i in range(3))
     if left[0] > 0.01 * peak[0]:
-        raise DataError(
-            f"{what}: {text.size(left[0])} were left on the GPU after labkit's quantize", "it keeps a model"
-        )
+        told = f"{what}: {text.size(left[0])} were left on the GPU after labkit's quantize"
+        raise DataError(told, "it keeps a model")
     return [
         [f"{what}: wall time", *map(text.duration, wall), f"{wall[0] / wall[1]:.2f}", NONE],
         [f"{what}: peak memory", *map(text.size, peak), f"{peak[0] / peak[1]:.2f}", NONE],
@@ -297,44 +257,33 @@ def quantize_a_model(folder: Path, sizes: Sizes, device: str, script: str, pairs
     ]
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One process: its seconds, and the bytes of the GPU's live tensors (of the process, where there is no GPU)."""
+def _run(folder: Path, words: Sequence[Any]) -> tuple[float, int, int]:
+    """Of one process: seconds, and the bytes that live tensors of the GPU had at most and at the end.
 
-    wall_seconds: float
-    peak_bytes: int
-    left_bytes: int
-
-
-def _run(record: Path, script: str, arguments: list[str]) -> _Run:
-    command = [sys.executable, str(SIDES / "on_device.py"), str(record), str(SIDES / script), *arguments]
-    run = timed(command, record.with_suffix(".log"), deadline_seconds=DEADLINE_SECONDS, env=OFFLINE, cwd=ROOT)
-    of_gpu = json.loads(record.read_text())
-    return _Run(run.wall_seconds, of_gpu["peak_bytes"] or run.peak_bytes or 0, of_gpu["left_bytes"])
+    Where there is no GPU, the first of them is of the process.
+    """
+    record = folder / "record.json"
+    run = script("on_device.py", folder, record, SIDES / words[0], *words[1:])
+    peak_bytes, left_bytes = json.loads(record.read_text())
+    return run.wall_seconds, peak_bytes or run.peak_bytes or 0, left_bytes
 
 
 def make_model(folder: Path, sizes: Sizes, blocks: int, device: str) -> None:
     """A random BF16 checkpoint in the shape of Qwen2.5-7B, with fewer blocks where asked; made where it is fast."""
-    config = transformers.Qwen2Config(num_hidden_layers=blocks, **sizes.config)
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    shape: dict[str, Any] = dict(zip(names, sizes.config, strict=True))
+    config = transformers.Qwen2Config(num_hidden_layers=blocks, max_position_embeddings=4096, **shape)
     with torch.device(device):
-        torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    del model
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(WEIGHTS / name, folder / name)
+        materialize_random(folder, config, max_shard_size="50GB")
+    memory.return_free_memory()
 
 
 def run_tests() -> list[list[str]]:
     """The tests marked `gpu`; on a CPU they skip themselves."""
-    if importlib.util.find_spec("pytest") is None:
-        return [["tests marked gpu", "pytest is not installed", NONE, NONE, NONE]]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TESTS_SECONDS, check=False)
     if done.returncode != 0:
-        raise RuntimeError("\n".join(done.stdout.splitlines()[-20:]))
+        raise RuntimeError("\n".join((done.stdout + done.stderr).splitlines()[-20:]))
     return [["tests marked gpu", done.stdout.strip().splitlines()[-1].strip("= "), NONE, NONE, NONE]]
 
 

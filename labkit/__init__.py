@@ -6,82 +6,19 @@ Nothing heavy is imported until it is used: `import labkit` takes milliseconds, 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from labkit import (
-        activations,
-        card,
-        checkpoint,
-        checks,
-        evaluation,
-        explorers,
-        figures,
-        hardware,
-        memory,
-        numerics,
-        pipeline,
-        publish,
-        serving,
-        simulation,
-        tiny,
-        transfer,
-        zeroquant,
-    )
-    from labkit.compare import compare_evaluations
-    from labkit.errors import LabError
-    from labkit.evaluation import Request
-    from labkit.lab import open_lab
+from typing import Any
 
 _MODULES = (
-    "activations",
-    "card",
-    "checkpoint",
-    "checks",
-    "evaluation",
-    "explorers",
-    "figures",
-    "hardware",
-    "memory",
-    "numerics",
-    "pipeline",
-    "publish",
-    "serving",
-    "simulation",
-    "tiny",
-    "transfer",
-    "zeroquant",
+    *("behaviour", "card", "checkpoint", "errors", "explorers", "figures", "files", "hardware", "measured", "memory"),
+    *("numerics", "pipeline", "process", "publish", "serve", "simulation", "transfer", "zeroquant"),
 )
 _NAMES = {
     "LabError": "labkit.errors",
-    "Request": "labkit.evaluation",
-    "compare_evaluations": "labkit.compare",
+    "Request": "labkit.evaluate",
     "open_lab": "labkit.lab",
 }
 
-__all__ = [
-    "LabError",
-    "Request",
-    "activations",
-    "card",
-    "checkpoint",
-    "checks",
-    "compare_evaluations",
-    "evaluation",
-    "explorers",
-    "figures",
-    "hardware",
-    "memory",
-    "numerics",
-    "open_lab",
-    "pipeline",
-    "publish",
-    "serving",
-    "simulation",
-    "tiny",
-    "transfer",
-    "zeroquant",
-]
+__all__ = sorted([*_MODULES, *_NAMES])
 
 
 def __getattr__(name: str) -> Any:

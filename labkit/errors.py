@@ -18,7 +18,7 @@ class LabError(Exception):
 
     def __str__(self) -> str:
         parts = [self.what, f"Why it matters: {self.why}" if self.why else "", f"Now: {self.fix}" if self.fix else ""]
-        return "\n".join(part for part in parts if part)
+        return "\n".join(filter(None, parts))
 
     def _render_traceback_(self) -> list[str]:
         """What IPython prints in a notebook: the message, not the frames of labkit."""

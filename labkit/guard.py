@@ -1,18 +1,16 @@
-"""Runs a command and leaves nothing of it behind. A script of its own: `python -I -S guard.py PIPE_FD -- COMMAND ...`.
-With `--adopt PID` in place of the command it guards a child that its process had before it became this script; the
-signals of ENDING are blocked then.
+"""Runs a command and leaves nothing of it behind. A script of its own: `python -I -S guard.py COMMAND ...`.
 
-Whoever starts it keeps the other end of the pipe open. When the command ends, when the guard gets SIGTERM or SIGINT, or
-when the pipe closes (its owner died, by SIGKILL too), every descendant of the guard is killed, also one that left the
-process group, as Jupyter kernels do: the guard is their subreaper, so orphans become its children and can't get away.
+Its stdin is a pipe that its owner keeps open. When the command ends, when the guard gets SIGTERM or SIGINT, or when the
+pipe closes (its owner died, by SIGKILL too), every descendant of the guard is killed, also one that left the process
+group, as Jupyter kernels do: the guard is their subreaper, so orphans become its children and can't get away.
 """
 
 import contextlib
 import ctypes
 import os
-import select
 import signal
 import sys
+import threading
 import time
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -74,36 +72,31 @@ def end_all(grace: float) -> None:
 
 
 def main() -> int:
-    pipe, command = int(sys.argv[1]), sys.argv[3:]
-    adopted = int(command[0]) if sys.argv[2] == "--adopt" else 0
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    wake_read, wake_write = os.pipe()
-    os.set_blocking(wake_write, False)
-    signal.set_wakeup_fd(wake_write)
-    for number in (*ENDING, signal.SIGCHLD):
-        signal.signal(number, lambda *_: None)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # blocked by whoever adopts, until this place
-    os.set_inheritable(pipe, False)
+    command = sys.argv[1:]
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    awaited = (*ENDING, signal.SIGCHLD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)  # they wait for `sigwait`
+    no_input = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
     try:
-        child = adopted or os.posix_spawnp(
-            command[0], command, os.environ, setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-        )
+        child = os.posix_spawnp(command[0], command, os.environ, file_actions=no_input, setsigmask=(), setsigdef=ENDING)
     except OSError as error:
         print(f"cannot start {command[0]}: {error}", file=sys.stderr)
         return 127
-    ready: list[int] = []
-    woken = b""
+
+    def end_with_the_owner() -> None:
+        os.read(0, 1)  # returns when the pipe is closed
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_with_the_owner, daemon=True).start()
     while True:
+        if signal.sigwait(awaited) in ENDING:
+            end_all(GRACE_SECONDS)
+            return 128 + signal.SIGTERM
         ended, _ = reap()
         if child in ended:
             end_all(grace=0.5)
             code = ended[child]
             return code if code >= 0 else 128 - code
-        if pipe in ready or any(byte in ENDING for byte in woken):
-            end_all(GRACE_SECONDS)
-            return 128 + signal.SIGTERM
-        ready, _, _ = select.select([pipe, wake_read], [], [])
-        woken = os.read(wake_read, 64) if wake_read in ready else b""
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ import pytest
 
 from labkit.ledger import Ledger
 from labkit.ops.notebooks import Lab, find_labs
-from labkit.workspace import Workspace
+from labkit.store import Workspace
 from tests.watching import Seen, watched
 
-ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+LABKIT = (sys.executable, "-m", "labkit.cli")  # the command line, with this interpreter
 NEWCOMER = "newcomers_labs"  # the fixture below
 # Secrets as a workbench has them. The labs may use them and must not tell them.
 CANARIES = {
@@ -27,8 +29,12 @@ CANARIES = {
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "VLLM_API_KEY")
 }
 SHARED_DATA = ROOT.parent / "shared" / "data"
-LABS_SECONDS = 3000  # at most, for the run of the labs and a test that reads it: busy machines take twice the usual
 LABS = find_labs(ROOT / "notebooks")
+ROWS = 16  # of each kind, in CI's run of the labs
+LABS_SECONDS = 3000  # at most, for a run of the labs and a test that reads it: busy machines take twice the usual
+# What starts engines: with pytest-xdist one worker runs all of it, one after another.
+BUSY = ("faults/test_engines", "ops/test_serve", "pipeline/", "test_engine", "test_evaluate")
+BUSY += ("test_exercises", "test_levels", "test_measured", "test_serve", "test_workbench")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; children would ignore Ctrl-C, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -36,17 +42,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
 
 @dataclass(frozen=True)
 class LabsRun:
-    """One `labkit run` on the tiny profile, with CANARIES in its environment, and what was seen of it.
+    """One `labkit run` of all labs on the tiny profile, with CANARIES in its environment, and what was seen of it.
 
-    labs: those that it was asked for, and whatever they need is among them.
+    limit: rows of each kind; 0 for all that the profile has.
     """
 
-    labs: tuple[Lab, ...]
+    limit: int
     returncode: int
     stdout: str
     workspace: Workspace
     output: Path
     seen: Seen
+
+    @property
+    def labs(self) -> tuple[Lab, ...]:
+        return LABS
 
     @property
     def report(self) -> dict[str, Any]:
@@ -56,6 +66,10 @@ class LabsRun:
     @property
     def ledger(self) -> Ledger:
         return self.workspace.ledger
+
+    def rows(self, whole: int) -> int:
+        """How many rows this run has where the profile has `whole`."""
+        return min(self.limit, whole) if self.limit else whole
 
 
 def clean_environment(**more: str) -> dict[str, str]:
@@ -69,26 +83,15 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def labs_run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> LabsRun:
-    """The labs, run once: by `labkit run --jobs 2`, in the long tier by `make labs` on a new clone, one by one.
-
-    CI's tier does without the lab that measures speed: it takes longest.
-    """
-    readers = [item for item in request.session.items if {"labs_run", NEWCOMER} & _fixtures(item)]
-    if any(NEWCOMER in _fixtures(item) for item in readers):
-        made: LabsRun = request.getfixturevalue(NEWCOMER)
-        return made
-    whole = any(item.get_closest_marker("long") for item in readers)
-    labs = tuple(lab for lab in LABS if whole or not lab.alone)
+    """The labs, run once: shortened to ROWS, two at a time; in the long tier whole, by `make labs` on a new clone."""
+    readers = [item for item in request.session.items if _reads_the_labs(item)]
+    if any(item.get_closest_marker("long") for item in readers):
+        whole: LabsRun = request.getfixturevalue(NEWCOMER)
+        return whole
     root = tmp_path_factory.mktemp("labs")
-    command = [sys.executable, "-m", "labkit.ops.cli", "run", *(lab.name for lab in labs), "--jobs", "2"]
+    command = [*LABKIT, "run", "--jobs", "2", "-p", "limit", str(ROWS)]
     command += ["--workspace", str(root / "workspace"), "--output", str(root / "out")]
-    returncode, said, seen = _run(command, ROOT, clean_environment(**CANARIES))
-    return LabsRun(labs, returncode, said, Workspace(root / "workspace"), root / "out", seen)
-
-
-def each_lab() -> list[Any]:
-    """The labs' names, for a test of each that reads `labs_run`."""
-    return [pytest.param(lab.name, marks=[pytest.mark.long] if lab.alone else []) for lab in LABS]
+    return LabsRun(ROWS, *_run(command, ROOT, clean_environment(**CANARIES), root / "workspace", root / "out"))
 
 
 @pytest.fixture(scope="session")
@@ -99,13 +102,14 @@ def newcomers_labs(tmp_path_factory: pytest.TempPathFactory) -> LabsRun:
     ours = ("LABKIT_", "VIRTUAL_ENV", "PYTHON", "MAKE", "ARGS")  # `make test-all ARGS=...` hands them all down
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     environment["PATH"] = ":".join(p for p in environment["PATH"].split(":") if not p.startswith(sys.prefix))
-    returncode, said, seen = _run(["make", "labs"], clone, environment | CANARIES)
-    workspace = Workspace(clone / "workspace")
-    return LabsRun(tuple(LABS), returncode, said, workspace, (workspace.runs / "latest").resolve(), seen)
+    workspace = clone / "workspace"
+    return LabsRun(0, *_run(["make", "labs"], clone, environment | CANARIES, workspace, workspace / "runs" / "latest"))
 
 
-def _run(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str, Seen]:
-    """Exit code and output of a command that ends with the tests, whatever ends them; and what was seen of it."""
+def _run(
+    command: list[str], folder: Path, environment: dict[str, str], workspace: Path, output: Path
+) -> tuple[int, str, Workspace, Path, Seen]:
+    """Exit code and output of a command that ends with the tests, whatever ends them; what it made, what was seen."""
     with (
         subprocess.Popen(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -121,7 +125,7 @@ def _run(command: list[str], folder: Path, environment: dict[str, str]) -> tuple
             except subprocess.TimeoutExpired:
                 running.kill()
             raise
-    return running.returncode, said, seen
+    return running.returncode, said, Workspace(workspace), output.resolve(), seen
 
 
 @pytest.fixture
@@ -132,12 +136,18 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whichever test comes first makes the run of the labs, so each that reads it has the time for that."""
+    """Whichever test comes first makes the run of the labs, so each that reads it has the time for that.
+
+    For pytest-xdist: a file's tests stay together, as they share fixtures; what is BUSY or reads the labs is one group.
+    """
     for item in items:
-        if {"labs_run", NEWCOMER} & _fixtures(item) and not item.get_closest_marker("timeout"):
+        reads, file = _reads_the_labs(item), item.path.relative_to(TESTS).as_posix()
+        if reads and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(LABS_SECONDS))
+        item.add_marker(pytest.mark.xdist_group("busy" if reads or file.startswith(BUSY) else file))
 
 
-def _fixtures(item: pytest.Item) -> set[str]:
-    return set(getattr(item, "fixturenames", ()))
+def _reads_the_labs(item: pytest.Item) -> bool:
+    return bool({"labs_run", NEWCOMER} & set(getattr(item, "fixturenames", ())))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,8 +21,3 @@ def run_with_room(
     return subprocess.run(
         command, preexec_fn=limit, env=env, cwd=cwd, capture_output=True, text=True, timeout=600, check=False
     )
-
-
-def run_python_with_room(code: str, file_bytes: int) -> subprocess.CompletedProcess[str]:
-    """The same for a piece of Python."""
-    return run_with_room([sys.executable, "-c", code], file_bytes)

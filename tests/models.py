@@ -1,34 +1,36 @@
-"""Random-weight checkpoints for tests: real architectures and real files, small enough to make in a second."""
+"""What tests work with: random-weight checkpoints of real architectures, made in a second; what llm-compressor makes
+of them; a context for engines."""
 
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
 
-from labkit.tiny.tokenizer import train_tokenizer
+from labkit.data import CalibrationSet
+from labkit.profiles import TINY
+from labkit.quantize import Job, quantizing
+from labkit.store import Context, Workspace
+from labkit.tiny import WEIGHTS
 
 Architecture = Literal["llama", "qwen2", "qwen3", "granite", "mistral", "gemma", "opt"]
-
-_CONFIGS = {
-    "llama": transformers.LlamaConfig,
-    "qwen2": transformers.Qwen2Config,
-    "qwen3": transformers.Qwen3Config,
-    "granite": transformers.GraniteConfig,
-    "mistral": transformers.MistralConfig,
-    "gemma": transformers.GemmaConfig,
-    "opt": transformers.OPTConfig,
-}
 HEAD_DIM = 32
 
 
 @functools.cache
 def small_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """The embedded model's kind of tokenizer, trained on 500 rows."""
-    return train_tokenizer(rows=500)
+    """The embedded model's tokenizer."""
+    return transformers.PreTrainedTokenizerFast.from_pretrained(WEIGHTS)
+
+
+def make_context(folder: Path, **engine: Any) -> Context:
+    """What an engine is started with: the tiny profile with these fields of its engine, offline, all in `folder`."""
+    profile = replace(TINY, engine=replace(TINY.engine, **engine))
+    return Context(Workspace(folder / "workspace"), profile, logs=folder / "logs")
 
 
 def make_model(
@@ -68,10 +70,43 @@ def make_model(
     if architecture == "opt":  # other names, biases everywhere, learned positions
         fields |= {"ffn_dim": 2 * hidden, "word_embed_proj_dim": hidden}
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(
-        _CONFIGS[architecture](**(fields | config)), dtype=torch.bfloat16
-    )
+    made = transformers.AutoConfig.for_model(architecture, **(fields | config))
+    model = transformers.AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16)
     model.generation_config.do_sample = False
     model.save_pretrained(folder, **({"max_shard_size": shard_size} if shard_size else {}))
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def rtn(scheme: str) -> Any:
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    return QuantizationModifier(targets="Linear", scheme=scheme, ignore=["lm_head"])
+
+
+def gptq(dampening_frac: float = 0.1) -> Any:
+    from llmcompressor.modifiers.gptq import GPTQModifier
+
+    linear = {"targets": "Linear", "ignore": ["lm_head"], "scheme": "W8A8"}
+    return GPTQModifier(actorder=None, dampening_frac=dampening_frac, **linear)
+
+
+def compress(job: Job, recipe: Any, rows: CalibrationSet | None = None) -> Any:
+    """The model that the real oneshot made and saved in the block of `job`."""
+    from llmcompressor import oneshot
+
+    data: dict[str, Any] = {}
+    if rows:
+        count = len(rows.input_ids)
+        data = {"dataset": rows.dataset(), "max_seq_length": 256, "num_calibration_samples": count}
+    model = job.load()
+    oneshot(model=model, recipe=recipe, **data)
+    job.save(model, rows)
+    return model
+
+
+def quantized(final: Path, base: Path, recipe: Any, rows: CalibrationSet | None = None) -> Path:
+    """The folder `final`, with the checkpoint that the real oneshot makes of `base`."""
+    with quantizing(final, base, log=final.parent / "quantize.log") as job:
+        compress(job, recipe, rows)
+    return final

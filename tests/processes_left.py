@@ -9,50 +9,35 @@ from pathlib import Path
 
 import psutil
 
-from labkit.engine import forked, forks
-
-MARKER = "TEST_MARKER"  # not LABKIT_...: forks would have it without their server
-CHILD, SERVER = str(forks.CHILD), str(forked.SERVER)
-
-
-def words(process: psutil.Process) -> list[str]:
-    """A process's command line; none if it has ended."""
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def fork_servers() -> set[int]:
-    """The fork servers of this process, which wait for the next engine, and their guards; none of their forks."""
-    found = set()
-    for guard in psutil.Process().children():
-        if SERVER in words(guard):
-            oldest = min(guard.children(), key=lambda process: process.create_time(), default=None)
-            found |= {guard.pid} | ({oldest.pid} if oldest and SERVER in words(oldest) else set())
-    return found
+MARKER = "TEST_MARKER"
 
 
 def engines() -> list[psutil.Process]:
-    """Every engine below this process, started anew or forked, and its guard; no fork server."""
-    below, known = psutil.Process().children(recursive=True), fork_servers()
-    return [process for process in below if {CHILD, SERVER} & set(words(process)) and process.pid not in known]
+    """Every engine of this process, and what it started: what multiprocessing's fork server or `spawn` has made."""
+    found: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        if _made_by(child, "forkserver"):
+            found += child.children(recursive=True)
+        elif _made_by(child, "spawn"):
+            found += [child, *child.children(recursive=True)]
+    return found
 
 
 def marked(marker: str) -> list[int]:
-    """Live processes that were started with `TEST_MARKER=marker`, directly or through others; not this one, nor
-    its fork servers.
+    """Live processes that were started with `TEST_MARKER=marker`, directly or through others, and engines of this one,
+    which may have an older server's environment; not this process itself, nor what it forks engines from.
     """
-    found, known = [], fork_servers()
+    ours = {p.pid for p in psutil.Process().children() if _made_by(p, "forkserver") or _made_by(p, "resource_tracker")}
+    found = {engine.pid for engine in engines()}
     for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) not in {os.getpid(), *known}:
+        if folder.name.isdigit() and int(folder.name) not in {os.getpid(), *ours}:
             try:
                 environment = (folder / "environ").read_bytes()
             except OSError:
                 continue  # it ended while we looked, or is another user's
             if f"{MARKER}={marker}".encode() in environment.split(b"\0"):
-                found.append(int(folder.name))
-    return found
+                found.add(int(folder.name))
+    return sorted(found)
 
 
 def wait_until(what: Callable[[], bool], seconds: float = 60) -> bool:
@@ -63,3 +48,10 @@ def wait_until(what: Callable[[], bool], seconds: float = 60) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def _made_by(process: psutil.Process, module: str) -> bool:
+    try:
+        return f"from multiprocessing.{module} " in " ".join(process.cmdline())
+    except psutil.Error:
+        return False

@@ -2,307 +2,214 @@
 
 from __future__ import annotations
 
-import inspect
-import math
-import tempfile
-from collections.abc import Callable
+import ast
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from labkit import checks
-from labkit.card import Evidence, Score
-from labkit.checkpoint import Finding, Inspection
-from labkit.checks import Check
-from labkit.compare import compare
-from labkit.errors import CheckFailed, LabError
-from labkit.evaluation import Evaluation, Request
-from labkit.hardware import judge
+from labkit.checkpoint import Finding
+from labkit.errors import CheckFailed
+from labkit.evaluate import Evaluation, Request
 from labkit.lab import Lab
-from labkit.ledger import Measurement
-from labkit.manifest import write_manifest
-from labkit.perplexity import Losses
 from labkit.profiles import TINY, Parameters
-from labkit.serving import Alone, Load, Loaded, Repeated
-from labkit.simulation import paper_grid
-from labkit.transfer import Plan, bundle, parse
-from labkit.workspace import Workspace
-from labkit.zeroquant import Scored
-
-GOOD = compare([1.0] * 95 + [0.0] * 5, [1.0] * 94 + [0.0] * 6)
-COLLAPSED = compare([1.0] * 95 + [0.0] * 5, [1.0] * 3 + [0.0] * 97)
+from labkit.store import Context, Workspace
+from tools import notebooks
 
 
-def scored(rows: int, value: float) -> Evaluation:
-    request = Request("bf16", Path("bf16"), TINY.main_task, limit=100)
-    return Evaluation(request, value, 0.0, rows, Path("samples.jsonl"), {}, {}, {}, 0.0)
+def lab_of(folder: Path, model: str = "", limit: int = 0) -> Lab:
+    return Lab("01_fp8_rtn", Context(Workspace(folder)), Parameters(model=model, limit=limit))
 
 
-LOAD = Load(concurrency=8, requests=8, input_tokens=16, output_tokens=4)
+# --- what a quantize made ---------------------------------------------------------------------------------------------
 
-
-def loaded(output_tok_per_s: float) -> Loaded:
-    return Loaded(LOAD, 0, 1.0, 1.0, output_tok_per_s, 1.0, 1.0, 1.0, 1.0, True)
-
-
-def engine_alone(step_ms: float) -> Alone:
-    return Alone(10**9, "bfloat16", {32: Repeated.of([step_ms], False)}, None)
-
-
-def fp8(*values: float) -> torch.Tensor:
-    return torch.tensor(values).to(torch.float8_e4m3fn)
-
-
-def grid(nats: float = -1.0) -> list[Scored]:
-    return [Scored(scheme, "gptq", 4.0, {"text": Losses((nats, nats), (5, 5))}) for scheme in paper_grid()]
-
-
-PLACE = parse("s3://workshop/model")
-
-
-def evidence() -> Evidence:
-    """One score of 0.996 and 4,000 bytes of tensors."""
-    tensors = Inspection(Path("x"), (), (), 4000, 4100, "", "", False, (), None)
-    measured = Measurement("accuracy", "exact_match", 0.996, "fp8-dynamic", "tiny", task="tiny_problems")
-    return Evidence("tiny", "fp8-dynamic", {}, tensors, None, {}, (Score(measured, None, None),), (), 0)
-
-
-def sent(state: str = "") -> Path:
-    """A published folder of one file; `flipped` has another content, `damaged` one that its manifest does not name."""
-    folder = Path(tempfile.mkdtemp()) / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{1}" if state == "flipped" else "{0}")
-    write_manifest(folder)
-    if state == "damaged":
-        (folder / "config.json").write_text("{1}")
-    return folder
-
-
-# name: (the check of a right result, the check of a spoilt one)
-PAIRS: dict[str, tuple[Callable[[], Check], Callable[[], Check]]] = {
-    "layers have the scheme": (
-        lambda: checks.layers_have_scheme({"a": "int8-w8a8", "lm_head": "bf16"}, "int8-w8a8"),
-        lambda: checks.layers_have_scheme({"a": "int8-w8a8", "b": "bf16"}, "int8-w8a8"),
-    ),
-    "some layer has the scheme": (
-        lambda: checks.layers_have_scheme({"a": "int8-w8a8"}, "int8-w8a8"),
-        lambda: checks.layers_have_scheme({"lm_head": "bf16"}, "int8-w8a8"),
-    ),
-    "bytes as predicted": (
-        lambda: checks.bytes_as_predicted(1_005, 1_000),
-        lambda: checks.bytes_as_predicted(1_020, 1_000),
-    ),
-    "values are finite": (lambda: checks.values_are_finite([]), lambda: checks.values_are_finite(["q_proj.weight"])),
-    "reload is equal": (lambda: checks.reload_is_equal(0.001), lambda: checks.reload_is_equal(0.5)),
-    "same tensors": (
-        lambda: checks.same_tensors([], "one checkpoint against another"),
-        lambda: checks.same_tensors(["a.weight"], "one checkpoint against another"),
-    ),
-    "gptq ran": (lambda: checks.gptq_ran([], ["a", "b"], 2), lambda: checks.gptq_ran([], ["a"], 2)),
-    "gptq fell back nowhere": (lambda: checks.gptq_ran([], ["a"], 1), lambda: checks.gptq_ran(["a"], ["a"], 1)),
-    "memory came back": (
-        lambda: checks.memory_came_back(10**9, 10**9 + 10**8),
-        lambda: checks.memory_came_back(10**9, 2 * 10**9),
-    ),
-    "server accepts": (
-        lambda: checks.server_accepts([Finding("warning", "no chat template", "")]),
-        lambda: checks.server_accepts([Finding("error", "actorder is static", "set actorder=None")]),
-    ),
-    "as good as alone": (lambda: checks.as_good_as_alone(0.010, 0.011), lambda: checks.as_good_as_alone(0.010, 0.013)),
-    "judge waits for all": (
-        lambda: checks.judge_waits_for_all({"plan": (), "evaluate": ("plan",), "compare": ("evaluate",)}),
-        lambda: checks.judge_waits_for_all({"plan": (), "evaluate": ("plan",), "compare": ("plan",)}),
-    ),
-    "every step worked": (
-        lambda: checks.every_step_worked(("compare",), "Lost: ...", 2),
-        lambda: checks.every_step_worked(("evaluate",), "no memory", 0),
-    ),
-    "the comparison compared": (
-        lambda: checks.every_step_worked((), "", 2),
-        lambda: checks.every_step_worked(("compare",), "the store can't be reached", 0),
-    ),
-    "pipeline is green": (lambda: checks.is_green((), ""), lambda: checks.is_green(("compare",), "Lost: ...")),
-    "pipeline is red": (lambda: checks.is_red(("compare",), "Lost: ..."), lambda: checks.is_red((), "")),
-    "holds": (lambda: checks.holds(GOOD, "x"), lambda: checks.holds(COLLAPSED, "x")),
-    "collapses": (lambda: checks.collapses(COLLAPSED, "x"), lambda: checks.collapses(GOOD, "x")),
-    "outliers found": (
-        lambda: checks.outliers_found({"a": [3, 1]}, (1, 3)),
-        lambda: checks.outliers_found({"a": [3, 1], "b": [3]}, (1, 3)),
-    ),
-    "less is better": (
-        lambda: checks.less_is_better(1.0, 2.1, "errors", ("a", "b"), margin=2.0),
-        lambda: checks.less_is_better(1.0, 1.9, "errors", ("a", "b"), margin=2.0),
-    ),
-    "answers alike": (
-        lambda: checks.answers_alike(["1", "2"], ["1", "3"]),
-        lambda: checks.answers_alike(["1", "2", "3"], ["1", "x", "y"]),
-    ),
-    "setting matters": (
-        lambda: checks.setting_matters(0.95, 0.1, "the chat template", 100),
-        lambda: checks.setting_matters(0.95, 0.94, "the chat template", 100),
-    ),
-    "scores are whole": (
-        lambda: checks.scores_are_whole([scored(100, 0.9), scored(40, 0.0)]),
-        lambda: checks.scores_are_whole([scored(100, 0.9), scored(40, float("nan"))]),
-    ),
-    "some row was scored": (
-        lambda: checks.scores_are_whole([scored(1, 1.0)]),
-        lambda: checks.scores_are_whole([scored(0, 0.0)]),
-    ),
-    "no more rows were scored than asked for": (
-        lambda: checks.scores_are_whole([scored(100, 0.9)]),
-        lambda: checks.scores_are_whole([scored(101, 0.9)]),
-    ),
-    "all answered": (
-        lambda: checks.all_answered(["1 + 1?"], ["2"]),
-        lambda: checks.all_answered(["1 + 1?", "2 + 2?"], ["2", " "]),
-    ),
-    "some question was asked": (lambda: checks.all_answered(["?"], ["!"]), lambda: checks.all_answered([], [])),
-    "rises first": (
-        lambda: checks.rises_first([1.0, 1.5, 9.0, 30.0], [1.0, 1.0, 1.2, 20.0], ("static", "dynamic")),
-        lambda: checks.rises_first([1.0, 1.0, 1.2, 20.0], [1.0, 1.5, 9.0, 30.0], ("static", "dynamic")),
-    ),
-    "both rise": (
-        lambda: checks.rises_first([1.0, 9.0], [1.0, 5.0], ("static", "dynamic")),
-        lambda: checks.rises_first([1.0, 9.0], [1.0, 1.0], ("static", "dynamic")),
-    ),
-    "cache is calibrated": (
-        lambda: checks.cache_is_calibrated({"0.k_scale": 0.1, "0.v_scale": 0.2}, 1),
-        lambda: checks.cache_is_calibrated({"0.k_scale": 0.1, "0.v_scale": 0.2}, 2),
-    ),
-    "scales of the cache are numbers above zero": (
-        lambda: checks.cache_is_calibrated({"0.k_scale": 0.1, "0.v_scale": 0.2}, 1),
-        lambda: checks.cache_is_calibrated({"0.k_scale": 0.0, "0.v_scale": 0.2}, 1),
-    ),
-    "loads are whole": (
-        lambda: checks.loads_are_whole({"bf16": {LOAD: [loaded(10.0)]}}),
-        lambda: checks.loads_are_whole({"bf16": {LOAD: [loaded(10.0)]}, "int8-rtn": {LOAD: []}}),
-    ),
-    "rates are numbers": (
-        lambda: checks.loads_are_whole({"bf16": {LOAD: [loaded(10.0)]}}),
-        lambda: checks.loads_are_whole({"bf16": {LOAD: [loaded(float("nan"))]}}),
-    ),
-    "engines were measured": (
-        lambda: checks.engines_were_measured({"bf16": engine_alone(30.0)}, 32),
-        lambda: checks.engines_were_measured({"bf16": engine_alone(30.0), "int8-rtn": engine_alone(0.0)}, 32),
-    ),
-    "engines were measured, one with fewer requests": (
-        lambda: checks.engines_were_measured({"bf16": engine_alone(30.0)}, 32),
-        lambda: checks.engines_were_measured({"bf16": engine_alone(30.0)}, 64),
-    ),
-    "servers are gone": (lambda: checks.servers_are_gone([]), lambda: checks.servers_are_gone(["bf16"])),
-    "tokens as predicted": (
-        lambda: checks.tokens_as_predicted(2_000, 2_010, "a cache"),
-        lambda: checks.tokens_as_predicted(2_000, 1_000, "a cache"),
-    ),
-    "as the matrix says": (
-        lambda: checks.as_the_matrix_says(judge("fp8-w8a8-static", "cpu-avx512-vnni", "cpu"), taken=False),
-        lambda: checks.as_the_matrix_says(judge("fp8-w8a8-static", "cpu-avx512-vnni", "cpu"), taken=True),
-    ),
-    "never grows": (lambda: checks.never_grows([0.1, 0.1, 0.05], "x"), lambda: checks.never_grows([0.1, 0.11], "x")),
-    "never grows, nothing": (lambda: checks.never_grows([1.0], "x"), lambda: checks.never_grows([], "x")),
-    "never grows, NaN": (lambda: checks.never_grows([1.0], "x"), lambda: checks.never_grows([0.1, math.nan], "x")),
-    "bits are equal": (
-        lambda: checks.bits_are_equal(fp8(1.0, -0.5), fp8(1.0, -0.5), "x"),
-        lambda: checks.bits_are_equal(fp8(0.0, 1.0), fp8(-0.0, 1.0), "x"),
-    ),
-    "grid is whole": (
-        lambda: checks.grid_is_whole(grid(), grid(), 14),
-        lambda: checks.grid_is_whole(grid(), grid()[:-1], 14),
-    ),
-    "grid is whole, not given back": (
-        lambda: checks.grid_is_whole(grid(), grid(), 14),
-        lambda: checks.grid_is_whole(grid(), grid(nats=-1.1), 14),
-    ),
-    "card is backed": (
-        lambda: checks.card_is_backed("| 0.996 (0.990 to 1.000) | 4,000 bytes of tensors", evidence()),
-        lambda: checks.card_is_backed("| 0.995 (0.990 to 1.000) | 4,000 bytes of tensors", evidence()),
-    ),
-    "is whole there": (
-        lambda: checks.is_whole_there(Plan(PLACE, {}, {"config.json": 2}, (), True)),
-        lambda: checks.is_whole_there(Plan(PLACE, {"config.json": 2}, {}, (), False)),
-    ),
-    "same contents": (
-        lambda: checks.same_contents(bundle(sent()), sent()),
-        lambda: checks.same_contents(bundle(sent()), sent("flipped")),
-    ),
-    "same contents, damaged": (
-        lambda: checks.same_contents(bundle(sent()), sent()),
-        lambda: checks.same_contents(bundle(sent()), sent("damaged")),
-    ),
-    "is refused": (
-        lambda: checks.is_refused(LabError("x.safetensors is damaged"), "x.safetensors"),
-        lambda: checks.is_refused(None, "x.safetensors"),
-    ),
-    "is repeated": (lambda: checks.is_repeated(1.17, 1.17, "x"), lambda: checks.is_repeated(1.17, 1.1700001, "x")),
+WARNING, ERROR = Finding("warning", "no chat template", ""), Finding("error", "actorder is static", "set actorder=None")
+FACTS: dict[str, Any] = {
+    "schemes": {"a": "int8-w8a8", "lm_head": "bf16"},
+    "not_finite": (),
+    "recipe": "GPTQModifier",
+    "gptq_layers": ("a",),
+    "fallbacks": (),
+    "has_model": True,
+    "reload_difference": lambda: 0.001,
+    "before_bytes": 10**9,
+    "after_bytes": 10**9 + 10**8,
+    "findings": [WARNING],
 }
 
 
-def test_every_check_is_shown_both_ways() -> None:
-    shown = "".join(inspect.getsource(function) for pair in PAIRS.values() for function in pair)
-    judging = set(checks.__all__) - {"Check", "answer_is", "choice_is", "expectation", "invariant"}
-    assert sorted(name for name in judging if f"checks.{name}(" not in shown) == []
+def judged(scheme: str = "int8-w8a8", **spoilt: Any) -> list[checks.Check]:
+    facts = SimpleNamespace(**FACTS | spoilt)
+    return list(checks.quantized(facts, facts, facts.findings, scheme))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_a_check_passes_on_a_right_result_and_fails_on_a_spoilt_one(name: str) -> None:
-    right, spoilt = (make() for make in PAIRS[name])
-    assert right.ok, right.found
-    assert not spoilt.ok, spoilt.found
-    assert spoilt.fix
-
-
-def lab_of(tmp_path: Path, model: str = "", limit: int = 0) -> Lab:
-    return Lab("01_fp8_rtn", TINY, Workspace(tmp_path), Parameters(model=model, limit=limit))
-
-
-def test_a_failed_expectation_stops_the_embedded_model_s_lab(tmp_path: Path) -> None:
-    with pytest.raises(CheckFailed, match=r"a collapse is 20 points"):
-        lab_of(tmp_path).check(checks.collapses(GOOD, "int8-rtn"))
-
-
-@pytest.mark.parametrize("run", [{"model": "some/folder"}, {"limit": 4}], ids=["another model", "few rows"])
-def test_a_failed_expectation_is_only_observed_where_nothing_can_be_expected(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: dict[str, Any]
-) -> None:
-    lab_of(tmp_path, **run).check(checks.collapses(GOOD, "int8-rtn"))
-    assert capsys.readouterr().out.startswith("observed: int8-rtn against the baseline")
-
-
-def test_a_failed_invariant_stops_every_lab(tmp_path: Path) -> None:
-    with pytest.raises(CheckFailed, match="NaN or infinity in q_proj"):
-        lab_of(tmp_path, model="some/folder", limit=4).check(checks.values_are_finite(["q_proj"]))
+def test_a_quantize_that_did_all_right_passes_every_check_and_is_not_asked_for_what_it_does_not_have() -> None:
+    """Such as layers that are quantized, GPTQ, a model in memory: a cache's scales, or files that a library wrote."""
+    for asked, count in (judged(), 6), (judged("", schemes={"a": "bf16"}, recipe="", has_model=False), 3):
+        assert [check.ok for check in asked] == [True] * count
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"), [(..., "Not yet"), (2.0, "2 is right"), (2.01, "2.01 is right")], ids=["stub", "exact", "near"]
+    ("spoilt", "found"),
+    [
+        ({"schemes": {"a": "int8-w8a8", "b": "bf16"}}, "1 layers are int8-w8a8, but b is bf16"),
+        ({"schemes": {"lm_head": "bf16"}, "recipe": ""}, "0 layers are int8-w8a8"),
+        ({"not_finite": ("q_proj.weight",)}, "NaN or infinity in q_proj.weight"),
+        ({"schemes": {"a": "int8-w8a8", "b": "int8-w8a8"}}, "GPTQ worked on 1 of 2 quantized layers"),
+        ({"fallbacks": ("a",)}, "fell back in 1"),
+        ({"reload_difference": lambda: 0.5}, "they differ by 50.000% of their size"),
+        ({"findings": [WARNING, ERROR]}, "actorder is static"),
+        ({"after_bytes": 2 * 10**9}, "1,000 MB before, 2,000 MB after"),
+    ],
 )
-def test_an_exercise_says_not_yet_or_right(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], answer: Any, says: str
+def test_what_a_quantize_did_wrong_is_found_by_one_check_that_says_what_to_do(
+    spoilt: dict[str, Any], found: str
 ) -> None:
-    lab_of(tmp_path).exercise(checks.answer_is(answer, 2.0, 0.01, "count again"))
-    assert says in capsys.readouterr().out
+    (wrong,) = [check for check in judged(**spoilt) if not check.ok]
+    assert found in wrong.found
+    assert wrong.fix
 
 
-@pytest.mark.parametrize("answer", [2.5, "two", None, float("nan"), -2.0])
-def test_a_wrong_answer_gets_the_hint(tmp_path: Path, answer: Any) -> None:
-    with pytest.raises(CheckFailed, match="count again"):
-        lab_of(tmp_path).exercise(checks.answer_is(answer, 2.0, 0.01, "count again"))
+@pytest.mark.parametrize(
+    ("rows", "value", "ok"),
+    [(100, 0.9, True), (40, 0.0, True), (40, float("nan"), False), (0, 0.0, False), (101, 0.9, False)],
+)
+def test_an_evaluation_must_have_scored_rows_as_many_as_asked_for_at_most_and_given_a_number(rows, value, ok) -> None:
+    request = Request("bf16", Path("bf16"), TINY.main_task, limit=100)
+    check = checks.scored([Evaluation(request, value, 0.0, rows, Path("samples.jsonl"), {}, {}, {}, 0.0)])
+    assert (check.ok, bool(check.fix)) == (ok, True)
 
 
-def test_any_choice_stands_where_the_samples_cannot_tell_but_no_other_answer(
+# --- what a lab makes of a judgement ----------------------------------------------------------------------------------
+
+
+def test_a_judgement_that_fails_stops_the_embedded_model_s_lab_and_one_that_holds_says_what_it_looked_at(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for answer in (True, False):
-        lab_of(tmp_path).exercise(checks.choice_is(answer, None, "think of the activations"))
-        assert f"✔ {answer} stands: so few samples can't tell" in capsys.readouterr().out
-    with pytest.raises(CheckFailed, match="think of the activations"):
-        lab_of(tmp_path).exercise(checks.choice_is(None, None, "think of the activations"))
+    lab = lab_of(tmp_path)
+    for judge in lab.check, lab.expect:
+        judge(True, "the answer", "42", "count again")
+        assert capsys.readouterr().out == "✔ Looked at the answer: 42.\n"
+        with pytest.raises(CheckFailed, match=r"Looked at the answer: 41\.\nNow: count again"):
+            judge(False, "the answer", "41", "count again")
 
 
-@pytest.mark.parametrize(("answer", "right"), [(True, False), (1, True), ("BOS", "chat_template"), (None, False)])
-def test_a_wrong_choice_gets_the_hint(tmp_path: Path, answer: Any, right: Any) -> None:
-    with pytest.raises(CheckFailed, match="think of the activations"):
-        lab_of(tmp_path).exercise(checks.choice_is(answer, right, "think of the activations"))
+@pytest.mark.parametrize("run", [{"model": "some/folder"}, {"limit": 4}], ids=["another model", "few rows"])
+def test_where_nothing_can_be_expected_an_expectation_is_only_observed_and_an_invariant_still_stops_the_lab(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: dict[str, Any]
+) -> None:
+    lab_of(tmp_path, **run).expect(False, "the answer", "41", "count again")
+    assert capsys.readouterr().out == "observed: the answer: 41.\n"
+    with pytest.raises(CheckFailed, match="the answer: 41"):
+        lab_of(tmp_path, **run).check(False, "the answer", "41", "count again")
+
+
+def differing(*differences: float) -> list[SimpleNamespace]:
+    return [SimpleNamespace(difference=each, n=500) for each in differences]
+
+
+GOOD, COLLAPSED = differing(-0.01, -0.5)
+RECOVERED = {"fp8-dynamic": GOOD, "int8-smoothquant-gptq": GOOD, "int8-rtn": COLLAPSED, "fp8-static": GOOD}
+SCORE = {"baseline": GOOD, "recoveries": RECOVERED}
+VALUES = {value: SimpleNamespace(value=value) for value in (0.1, 0.8, 0.9)}
+TEXT = SimpleNamespace(metric="word_perplexity")
+GREEN, RED = SimpleNamespace(failed=(), said=""), SimpleNamespace(failed=("compare",), said="Lost: recovery")
+RISE = {"factors": range(3), "suffered": {"fp8-static": [1, 3, 9], "fp8-dynamic": [1, 1, 3]}}
+# Lab, and for each `lab.expect` of its cells in their order: what the cell has of a right and of a spoilt run.
+IN_CELLS: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
+    "01_fp8_rtn": [
+        ({"by_channel": 1.0, "by_tensor": 2.0}, {"by_channel": 2.0}),
+        ({"kept": 1.0, "quantized": 2.0}, {"kept": 2.0}),
+        ({"questions": "abc", "same": 2}, {"same": 1}),
+    ],
+    "02_int8_smoothquant_gptq": [
+        ({"first": [3, 7], "outliers": "abcd", "alike": 4}, {"alike": 3}),
+        ({"recovery": COLLAPSED}, {"recovery": GOOD}),
+        ({"of_weights": 1.0, "of_activations": 2.1}, {"of_activations": 1.9}),
+        ({"best": 1.0, "plain_error": 2.1}, {"plain_error": 1.9}),
+        ({"gptq_error": 1.0, "rtn_error": 1.1}, {"gptq_error": 1.1}),
+        ({"both": 0.01}, {"both": -0.03}),
+        ({"alone": -0.5}, {"alone": -0.19}),
+    ],
+    "03_evaluation": [
+        (SCORE | {"variant": "fp8-dynamic"}, {"variant": "int8-rtn"}),
+        (SCORE, {"recoveries": {"int8-rtn": GOOD}}),
+        ({"few": 9, "good": VALUES[0.9], "bare": VALUES[0.1]}, {"bare": VALUES[0.8]}),
+        ({"text": TEXT, "few": 9, "one": VALUES[0.1], "two": VALUES[0.9]}, {"one": VALUES[0.9]}),
+    ],
+    "04_serving_throughput": [({"questions": "abc", "same": 2}, {"same": 1})],
+    "05_static_fp8_kv_cache": [
+        ({"recoveries": RECOVERED}, {"recoveries": {"fp8-static": COLLAPSED}}),
+        ({"moved": {"fp8-dynamic": 1.0, "fp8-static": 2.0}}, {"moved": {"fp8-dynamic": 2.0, "fp8-static": 2.0}}),
+        (
+            RISE | {"doubled": {"fp8-static": 1, "fp8-dynamic": 2}},
+            {"doubled": {"fp8-static": 2, "fp8-dynamic": 1}},
+        ),
+        ({"variant": "e4m3", "found": GOOD}, {"found": COLLAPSED}),
+        ({"text": TEXT, "good": 1.0, "bad": 2.0}, {"bad": 1.0}),
+    ],
+    "06_fp4_weights_lorc": [
+        ({"ordered": ["q_proj"], "by_fp8": 1.0, "by_int8": 2.0}, {"by_int8": 1.0}),
+        ({"lines": {"GPTQ": [1.0]}, "better": "GPTQ", "nearest": 2.0, "found": ""}, {"nearest": 1.0}),
+        ({"first_text": "stories", "sixteen": 1.0, "four": 2.0}, {"four": 1.0}),
+    ],
+    "07_publish": [({"sound": 1.0, "damaged": 2.1}, {"damaged": 1.9})],
+    "08_scale_out": [
+        ({"green": GREEN}, {"green": RED}),
+        ({"red": RED}, {"red": GREEN}),
+        ({"same": True, "compared": [{"tensors that differ": 0}]}, {"same": False}),
+    ],
+}
+
+
+def expectations() -> dict[str, list[str]]:
+    """The calls of `lab.expect` that stand in the cells of each lab, in their order."""
+    found: dict[str, list[str]] = {}
+    for path in notebooks.lab_paths():
+        for cell in notebooks.read(path)["cells"]:
+            code = ast.parse(notebooks.source(cell) if cell["cell_type"] == "code" else "")
+            calls = [node for node in ast.walk(code) if isinstance(node, ast.Call)]
+            told = [ast.unparse(call) for call in sorted(calls, key=lambda call: call.lineno)]
+            found[path.stem] = found.get(path.stem, []) + [text for text in told if text.startswith("lab.expect(")]
+    return {lab: calls for lab, calls in found.items() if calls}
+
+
+def test_every_expectation_that_stands_in_a_cell_is_shown_both_ways(tmp_path: Path) -> None:
+    found = expectations()
+    assert {lab: len(calls) for lab, calls in found.items()} == {lab: len(runs) for lab, runs in IN_CELLS.items()}
+    for lab, calls in found.items():
+        for call, (right, spoilt) in zip(calls, IN_CELLS[lab], strict=True):
+            exec(call, {"lab": lab_of(tmp_path), **right})
+            with pytest.raises(CheckFailed, match="\nNow: "):
+                exec(call, {"lab": lab_of(tmp_path), **right, **spoilt})
+
+
+# --- exercises --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "says"),
+    [
+        (..., 2.0, "Not yet"),
+        (2.0, 2.0, "✔ 2 is right."),
+        (2.01, 2.0, "✔ 2.01 is right."),
+        ("chat_template", "chat_template", "✔ 'chat_template' is right."),
+        (True, None, "✔ True stands: so few samples can't tell"),
+        (False, None, "✔ False stands: so few samples can't tell"),
+    ],
+)
+def test_an_exercise_says_not_yet_or_right(capsys: pytest.CaptureFixture[str], answer: Any, right: Any, says: str):
+    Lab.exercise(answer, right, "count again")
+    assert capsys.readouterr().out.startswith(says)
+
+
+WRONG_NUMBERS = [(answer, 2.0) for answer in (2.5, 2.03, "two", None, float("nan"), -2.0)]
+WRONG_CHOICES = [(True, False), (1, True), ("BOS", "chat_template"), (None, False), (None, None)]
+
+
+@pytest.mark.parametrize(("answer", "right"), WRONG_NUMBERS + WRONG_CHOICES)
+def test_a_wrong_answer_gets_the_hint(answer: Any, right: Any) -> None:
+    with pytest.raises(CheckFailed, match=r"Not quite: [\s\S]*count again"):
+        Lab.exercise(answer, right, "count again")

@@ -1,7 +1,7 @@
 """Exercises as a learner meets them: stubs that stand say "not yet" and stop nothing, and wrong answers are caught.
 
-One run of all labs, on a copy whose worked answers are taken out. After each check the copy tries wrong answers that
-people give: the check must refuse every one of them with its hint. Then the stub is put back.
+One run of all labs, on a copy without the worked answers. After each check the copy tries wrong answers that people
+give: the check must refuse every one of them with its hint. Then the stub is put back.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import ast
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, clean_environment
+from tests.conftest import LABKIT, ROOT, clean_environment
 from tests.ops.probes import outputs
 from tools import notebooks
 
@@ -61,7 +60,6 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 ROWS = 8  # scored in this run: what is tested is the exercises, not the models
-SECONDS = 3000
 
 PROBE = """import json
 from labkit.errors import CheckFailed
@@ -76,74 +74,47 @@ for wrong in {wrong!r}:
 print("refused", json.dumps(refused))"""
 
 
-def exercises(lab: str) -> dict[str, int]:
-    """The names that a lab's exercises ask for, and the place of each exercise's cell."""
-    found = {}
-    for place, cell in enumerate(notebooks.read(ROOT / "notebooks" / f"{lab}.ipynb")["cells"]):
-        if "exercise" in cell["metadata"].get("tags", []):
-            (statement,) = ast.parse(notebooks.source(cell)).body
-            assert isinstance(statement, ast.Assign)
-            (target,) = statement.targets
-            assert isinstance(target, ast.Name)
-            found[target.id] = place
-    return found
-
-
-@pytest.mark.parametrize("lab", sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")))
-def test_every_exercise_has_two_wrong_answers_or_more(lab: str) -> None:
-    assert WRONG[lab].keys() == exercises(lab).keys()
-    assert all(len(set(answers)) >= 2 for answers in WRONG[lab].values())
-
-
 def handed_out(lab: str) -> dict[str, Any]:
     """The notebook without its worked answers, and with a probe of wrong answers after each check."""
     notebook = notebooks.read(ROOT / "notebooks" / f"{lab}.ipynb")
-    cells, asked = [], exercises(lab)
-    by_place = {place: name for name, place in asked.items()}
+    cells: list[dict[str, Any]] = []
     name = stub = ""
     for place, cell in enumerate(notebook["cells"]):
-        if "solution" in cell["metadata"].get("tags", []):
+        source, tags = notebooks.source(cell), notebooks.tags(cell)
+        if "solution" in tags:
             continue
         cells.append(cell)
-        if place in by_place:
-            name, stub = by_place[place], notebooks.source(cell)
-        elif name and "lab.exercise(" in notebooks.source(cell):
-            code = PROBE.format(wrong=WRONG[lab][name], name=name, check=notebooks.source(cell), stub=stub)
-            probe = {"cell_type": "code", "id": f"probe{place}", "metadata": {}, "source": code}
-            cells.append(probe | {"outputs": [], "execution_count": None})
+        if "exercise" in tags:
+            name, stub = str(ast.parse(source).body[0].targets[0].id), source  # type: ignore[attr-defined]
+        elif name and "lab.exercise(" in source:
+            code = PROBE.format(wrong=WRONG[lab][name], name=name, check=source, stub=stub)
+            about = {"id": f"probe{place}", "metadata": {}, "outputs": [], "execution_count": None}
+            cells.append({"cell_type": "code", "source": code, **about})
             name = ""
     return {**notebook, "cells": cells}
 
 
+def test_every_exercise_has_two_wrong_answers_or_more() -> None:
+    for path in notebooks.lab_paths():
+        cells = [cell for cell in notebooks.read(path)["cells"] if "exercise" in notebooks.tags(cell)]
+        asked = [ast.parse(notebooks.source(cell)).body[0].targets[0].id for cell in cells]  # type: ignore[attr-defined]
+        assert list(WRONG[path.stem]) == asked
+        assert all(len(set(answers)) >= 2 for answers in WRONG[path.stem].values())
+
+
 @pytest.mark.long
-@pytest.mark.timeout(SECONDS)
+@pytest.mark.timeout(3000)
 def test_stubs_say_not_yet_the_rest_runs_and_wrong_answers_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notebooks").mkdir()
     for lab in WRONG:
         (tmp_path / "notebooks" / f"{lab}.ipynb").write_text(json.dumps(handed_out(lab)))
-    command = [
-        sys.executable,
-        "-m",
-        "labkit.ops.cli",
-        "run",
-        "--jobs",
-        "2",
-        "--output",
-        "out",
-        "-p",
-        "limit",
-        str(ROWS),
-    ]
+    command = [*LABKIT, "run", "--jobs", "2", "--output", "out", "-p", "limit", str(ROWS)]
     environment = clean_environment(PYTHONPATH=str(ROOT))
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
     for lab, asked in WRONG.items():
         said = outputs(tmp_path / "out" / f"{lab}.ipynb")
         assert said.count("Not yet: replace the `...`") == len(asked), lab
-        refused = [
-            json.loads(line.removeprefix("refused ")) for line in said.splitlines() if line.startswith("refused ")
-        ]
-        assert [[wrong for wrong, _ in found] for found in refused] == [list(answers) for answers in asked.values()], (
-            lab
-        )
-        assert all("Not quite" in error and "Now: " in error for found in refused for _, error in found)
+        found = [json.loads(line.removeprefix("refused ")) for line in said.splitlines() if line.startswith("refused ")]
+        assert [[wrong for wrong, _ in refused] for refused in found] == [list(wrong) for wrong in asked.values()], lab
+        assert all("Not quite" in error and "Now: " in error for refused in found for _, error in refused)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,21 +10,14 @@ from jupyter_client.manager import start_new_kernel
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 OPEN = """
-from dataclasses import replace
-from pathlib import Path
+import threading, time
 import torch
-from labkit import explorers
-from labkit.lab import Lab
-from labkit.profiles import Parameters, TINY
-from labkit.workspace import Workspace
-from ipywidgets import Widget, FloatText, FloatLogSlider, HTML
-lab = Lab("probe", TINY, Workspace(Path({root!r})), Parameters())
-
-def of(kind):
-    return [w for w in Widget._all_widgets() if type(w) is kind] if hasattr(Widget, "_all_widgets") else [
-        w for w in __import__("ipywidgets").widgets.widget._instances.values() if type(w) is kind]
+from ipywidgets import FloatLogSlider, FloatText, HTML, widgets
+from labkit import explorers, notebook, open_lab
+lab = open_lab("probe", workspace={root!r})
+row = torch.randn(64, generator=torch.Generator().manual_seed(0))
+of = lambda kind: [w for w in widgets.widget._instances.values() if type(w) is kind]
 """
-ROW = "torch.randn(64, generator=torch.Generator().manual_seed(0))"
 
 Run = Callable[..., list[dict[str, Any]]]
 
@@ -37,20 +28,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     manager, client = start_new_kernel(kernel_name="python3", startup_timeout=120)
 
     def execute(code: str, front_end: bool = True) -> list[dict[str, Any]]:
-        content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False, "stop_on_error": True}
-        message = client.session.msg("execute_request", content, metadata={"cellId": "abc"} if front_end else {})
-        client.shell_channel.send(message)
-        found: list[dict[str, Any]] = []
-        while True:
-            heard = client.get_iopub_msg(timeout=120)
-            if heard["parent_header"].get("msg_id") != message["header"]["msg_id"]:
-                continue
-            if heard["msg_type"] == "error":
-                raise AssertionError("\n".join(heard["content"]["traceback"]))
-            if heard["msg_type"] in ("stream", "display_data", "execute_result"):
-                found.append(heard["content"])
-            if heard["msg_type"] == "status" and heard["content"]["execution_state"] == "idle":
-                return found
+        client.session.metadata = {"cellId": "abc"} if front_end else {}
+        heard: list[dict[str, Any]] = []
+        reply = client.execute_interactive(code, allow_stdin=False, timeout=120, output_hook=heard.append)
+        assert reply["content"]["status"] == "ok", reply["content"]
+        return [message["content"] for message in heard if message["msg_type"] in ("stream", "display_data")]
 
     try:
         execute(OPEN.format(root=str(tmp_path_factory.mktemp("workspace"))))
@@ -64,53 +46,46 @@ def printed(outputs: list[dict[str, Any]]) -> str:
     return "".join(output.get("text", "") for output in outputs)
 
 
-def test_without_a_front_end_an_explorer_is_its_default_figure(run: Run) -> None:
-    picture, sentence = run(f"lab.explore(explorers.number_line({ROW}))", front_end=False)
+def test_without_a_front_end_an_explorer_is_the_figure_of_its_first_state(run: Run) -> None:
+    picture, sentence = run("lab.show(explorers.number_line(row))", front_end=False)
     assert VIEW not in picture["data"]
     assert "image/png" in picture["data"]
     assert "E4M3 with a scale of 1 times" in sentence["data"]["text/markdown"]
 
 
 def test_with_a_front_end_it_has_controls_and_a_picture_for_pages_that_show_none(run: Run) -> None:
-    (shown,) = run(f"lab.explore(explorers.number_line({ROW}))")
+    *_, shown = run("lab.show(explorers.number_line(row))")
     assert {VIEW, "image/png", "text/plain"} <= shown["data"].keys()
     assert shown["data"]["text/plain"].startswith("E4M3 with a scale of 1 times")
 
 
 def test_moving_a_slider_draws_another_picture_and_says_another_sentence(run: Run) -> None:
-    run(f"lab.explore(explorers.number_line({ROW}))")
-    code = """import json
-(slider,), (page,) = of(FloatLogSlider)[-1:], of(HTML)[-1:]
-before = page.value
-slider.value = 2.0**-4
-print(json.dumps([before, page.value]))"""
-    before, after = json.loads(printed(run(code)))
+    first, *_ = run("lab.show(explorers.number_line(row))")
+    (moved,) = run("of(FloatLogSlider)[-1].value = 2.0**-4")
+    before, after = first["data"]["text/html"], moved["data"]["text/html"]
     assert "a scale of 1 times" in before
     assert "a scale of 0.0625 times" in after
     assert before.split("base64,")[1] != after.split("base64,")[1]
     assert 'alt="E4M3' in after
 
 
-def test_a_guess_that_is_typed_stands_beside_the_measurement(run: Run, tmp_path: Path) -> None:
+def test_a_guess_that_is_typed_stands_beside_the_measurement_and_without_a_front_end_the_default(run: Run) -> None:
     asked = run("lab.predict('points', 0.5, 'How many <b> points?')")
     assert VIEW in asked[-1]["data"]
     run("of(FloatText)[-1].value = 0.2")
     assert "you guessed 0.2" in printed(run("lab.outcome('points', 0.25)"))
     assert "How many &lt;b&gt; points?" in printed(run("print(of(HTML)[-1].value)"))
-
-
-def test_without_a_front_end_the_guess_is_the_default(run: Run) -> None:
     assert "The guess: 0.5" in printed(run("lab.predict('more', 0.5, 'How many?')", front_end=False))
     assert "you guessed 0.5" in printed(run("lab.outcome('more', 1.0)", front_end=False))
 
 
-BARS = """from labkit.lab import notebook
-with notebook.evaluation_bar(10) as show:
-    show(9, 10, "the last")
-with notebook.byte_bar(2_000_000, "moving") as moved:
+BARS = """
+with notebook.bar(10, "evaluating", "task") as show:
+    show(9, "the last")
+with notebook.bar(2_000_000, "moving", "B", adds=True) as moved:
     moved(500_000)
 try:
-    with notebook.progress_bar(4, "broken", "part") as show:
+    with notebook.bar(4, "broken", "part") as show:
         show(1)
         raise KeyError
 except KeyError:
@@ -125,8 +100,7 @@ def test_a_bar_is_full_at_the_end_and_stays_where_it_was_at_an_error(run: Run) -
     assert " 25%" in ends["broken"]
 
 
-CLOCK = """import threading, time
-from labkit.lab import notebook
+CLOCK = """
 try:
     with notebook.waiting("an engine"):
         time.sleep(2.5 * notebook.CLOCK_SECONDS)

@@ -9,18 +9,18 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from labkit.errors import LabError
-from labkit.hardware.capability import judge
+from labkit.hardware import judge
+from tests.conftest import ROOT
+from tests.processes_left import wait_until
 from tools import links, notebooks, tables
 
-ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 INSTRUCTORS = ROOT / "INSTRUCTORS.md"
 MARKS = ("gpu", "hub", "s3", "conda", "cluster", "container")
@@ -86,23 +86,15 @@ def commands(text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_is_in_the_list_and_the_list_holds_no_other(page: Path) -> None:
-    assert commands(page.read_text()).keys() == PAGES[page].keys()
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_that_no_test_runs_carry_their_marks(page: Path) -> None:
-    for command, marks in commands(page.read_text()).items():
-        listed = PAGES[page][command]
-        assert marks == (listed if listed.startswith("[") else ""), command
-
-
-@pytest.mark.parametrize("test", sorted({test for test in COMMANDS.values() if not test.startswith("[")}))
-def test_the_tests_that_the_list_names_exist(test: str) -> None:
-    file, name = test.split("::")
-    assert name in {
-        node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)
-    }
+def test_every_command_is_run_by_a_test_that_exists_or_carries_its_marks(page: Path) -> None:
+    found, listed = commands(page.read_text()), PAGES[page]
+    assert found.keys() == listed.keys()
+    for command, test in listed.items():
+        assert found[command] == (test if test.startswith("[") else ""), command
+        if not test.startswith("["):
+            file, name = test.split("::")
+            body = ast.parse((ROOT / file).read_text()).body
+            assert name in {node.name for node in body if isinstance(node, ast.FunctionDef)}, command
 
 
 def test_a_command_that_is_not_in_the_list_would_be_noticed() -> None:
@@ -110,38 +102,21 @@ def test_a_command_that_is_not_in_the_list_would_be_noticed() -> None:
     assert commands(text) == {"make coffee": "[gpu]"}
 
 
-@pytest.fixture
-def as_a_reader(tmp_path: Path) -> Iterator[Callable[[str], subprocess.CompletedProcess[str]]]:
-    """Runs a command of the README as it stands there, in the checkout, with the environment on the PATH."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "LABKIT_WORKSPACE": str(tmp_path / "workspace")}
-
-    def run(command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
-
-    yield run
-    (ROOT / "executed.ipynb").unlink(missing_ok=True)
-
-
-RUN_HERE = [command for command, test in COMMANDS.items() if test == HERE]
-
-
-@pytest.mark.parametrize("command", RUN_HERE)
-def test_the_command_runs_as_the_readme_says(
-    command: str, as_a_reader: Callable[[str], subprocess.CompletedProcess[str]]
-) -> None:
+@pytest.mark.parametrize("command", [command for command, test in COMMANDS.items() if test == HERE])
+def test_the_command_runs_as_the_readme_says(command: str, tmp_path: Path) -> None:
+    """As it stands there, in the checkout, with the environment on the PATH."""
     if command.startswith(". ") and not (ROOT / ".venv").exists():
         pytest.skip("the tests run in another environment than .venv")
-    done = as_a_reader(command)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "LABKIT_WORKSPACE": str(tmp_path / "workspace")}
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    executed = ROOT / "executed.ipynb"
+    said = done.stdout + (executed.read_text() if executed.exists() else "")
+    executed.unlink(missing_ok=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    if command == "labkit doctor":
-        assert "00_start_here" in done.stdout
-    if command.startswith("labkit run"):
-        assert "00_start_here  passed" in done.stdout
-        assert "report.html" in done.stdout
-    if command.startswith("papermill"):
-        cells = json.loads((ROOT / "executed.ipynb").read_text())["cells"]
-        assert any("End of 00_start_here" in json.dumps(cell.get("outputs", "")) for cell in cells[-1:])
+    lab = "00_start_here"
+    for start, words in {"labkit doctor": lab, "labkit run": f"{lab}  passed", "papermill": f"End of {lab}"}.items():
+        assert words in said or not command.startswith(start)
 
 
 def test_make_lab_opens_jupyterlab_at_the_first_lab(tmp_path: Path) -> None:
@@ -149,10 +124,8 @@ def test_make_lab_opens_jupyterlab_at_the_first_lab(tmp_path: Path) -> None:
     planned = subprocess.run(["make", "--dry-run", "setup"], cwd=ROOT, capture_output=True, text=True)
     if "venv" in planned.stdout:
         pytest.skip("this environment was not made by make, and make would make a new one")
-    browser = tmp_path / "browser"
-    browser.write_text(
-        f'#!/bin/sh\ncp "${{1#file://}}" "{tmp_path}/opening"\nmv "{tmp_path}/opening" "{tmp_path}/opened"\n'
-    )
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\ncp "${{1#file://}}" "{opened}-"\nmv "{opened}-" "{opened}"\n')
     browser.chmod(0o755)
     environment = {**os.environ, "JUPYTER_RUNTIME_DIR": str(tmp_path), "BROWSER": str(browser)}
     options = "--allow-root --ServerApp.port=0 --ServerApp.ip=127.0.0.1"  # tests may run as root
@@ -160,11 +133,9 @@ def test_make_lab_opens_jupyterlab_at_the_first_lab(tmp_path: Path) -> None:
         command = ["make", "lab", f"ARGS={options}"]
         running = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "opened").exists() and time.monotonic() < deadline and running.poll() is None:
-            time.sleep(0.2)
-        assert (tmp_path / "opened").exists(), (tmp_path / "log").read_text()[-2000:]
-        (address,) = set(re.findall(r'href="(http://[^"]+)"', (tmp_path / "opened").read_text()))
+        assert wait_until(lambda: opened.exists() or running.poll() is not None, seconds=120)
+        assert opened.exists(), (tmp_path / "log").read_text()[-2000:]
+        (address,) = set(re.findall(r'href="(http://[^"]+)"', opened.read_text()))
         assert "/lab/tree/" in address
         assert "00_start_here.ipynb" in address
         with urllib.request.urlopen(address, timeout=60) as answer:
@@ -174,84 +145,66 @@ def test_make_lab_opens_jupyterlab_at_the_first_lab(tmp_path: Path) -> None:
         running.wait()
 
 
-# --- tables and links ------------------------------------------------------------------------------------------------
+# --- tables and links -------------------------------------------------------------------------------------------------
 
 
-def test_the_tables_of_labs_and_hardware_are_generated_and_current_and_figures_are_there() -> None:
+def test_the_tables_are_generated_and_current_and_every_link_of_the_pages_resolves() -> None:
     assert tables.problems() == []
+    for name in ("README.md", "INSTRUCTORS.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        assert links.broken((ROOT / name).read_text(), ROOT / name) == []
 
 
-def test_the_hardware_table_says_what_the_capability_matrix_says() -> None:
-    from labkit.hardware.capability import HARDWARE, SCHEMES, judge
-
-    header, _, *rows = tables.block(README.read_text(), "hardware").splitlines()
-    schemes = [cell.strip() for cell in header.strip("|").split("|")][1:]
-    assert schemes == list(SCHEMES)
-    builds = {"cpu": "cpu", "mi300": "rocm", "mi350": "rocm", "rdna4": "rocm", "amd": "rocm"}
-    for kind, row in zip(HARDWARE, rows, strict=True):
-        name, *verdicts = (cell.strip() for cell in row.strip("|").split("|"))
-        assert name == HARDWARE[kind]
-        build = builds.get(kind.split("-")[0], "cuda")
-        assert verdicts == [judge(scheme, kind, build).verdict for scheme in schemes]  # type: ignore[arg-type]
+def test_a_link_that_leads_nowhere_is_noticed() -> None:
+    text = "## The labs\n[a](nowhere.md) [b](#the-labs) [c](#not-here) [d](https://example.com/x)"
+    assert links.broken(text, README) == ["there is no nowhere.md", "README.md has no heading #not-here"]
 
 
-@pytest.fixture
-def empty(tmp_path: Path) -> Path:
-    """A folder with both pages, their tables empty."""
-    folder = tmp_path / "pages"
-    folder.mkdir()
+def test_the_command_fills_every_table_from_runs_that_passed_and_check_then_finds_nothing(tmp_path: Path) -> None:
     for page, names in ((README, ("labs", "hardware", "figures")), (INSTRUCTORS, ("timing", "disk"))):
         text = page.read_text()
         for name in names:
             text = tables.with_block(text, name, "")
-        (folder / page.name).write_text(text)
-    return folder
-
-
-def test_the_command_fills_every_table_from_a_run_and_check_then_finds_nothing(empty: Path, tmp_path: Path) -> None:
-    options = ["--folder", str(empty)]
+        (tmp_path / page.name).write_text(text)
+    assert len(tables.problems(tmp_path)) == 5, "all tables are empty"
     (tmp_path / "workspace").mkdir()
     (tmp_path / "workspace" / "checkpoint").write_bytes(b"0" * 2_000_000)
-    score = {"value": 0.94, "stderr": 0.011, "n": 500, "task": "tiny_problems"}
-    run = {"profile": "tiny", "machine": "A, 2 cores, 8 GiB", "complete": True, "headline": {"bf16": score}}
-    run |= {"started": "2026-11-29T08:00:00", "workspace": str(tmp_path / "workspace")}
-    labs = [
-        {"name": path.stem, "verdict": "passed", "reason": "", "seconds": 5.0, "peak_bytes": 1_200_000_000}
-        for path in notebooks.lab_paths()
-    ]
-    for level, seconds in (("avx2", 800.0), ("bf16", 200.0)):
-        report = tmp_path / f"{level}.json"
-        report.write_text(json.dumps({**run, "labs": labs, "level": level, "seconds": seconds}))
-        options += ["--report", str(report)]
-    assert len(tables.problems(empty)) == 5
-    assert tables.main(options) == 0
-    written, teaching = (empty / "README.md").read_text(), (empty / "INSTRUCTORS.md").read_text()
-    assert "| variant | score ± standard error (avx2) | score ± standard error (bf16) | samples |" in written
-    assert "| `bf16` | 0.940 ± 0.011 | 0.940 ± 0.011 | 500 |" in written
-    assert (
+    about = {"verdict": "passed", "reason": "", "seconds": 5.0, "peak_bytes": 1_200_000_000}
+    labs = [{"name": path.stem, **about} for path in notebooks.lab_paths()]
+    run = {"profile": "tiny", "machine": "A, 2 cores, 8 GiB", "complete": True, "started": "2026-11-29T08:00:00"}
+    run |= {"headline": {"bf16": {"value": 0.94, "stderr": 0.011, "n": 500, "task": "tiny_problems"}}}
+    run |= {"workspace": str(tmp_path / "workspace"), "labs": labs}
+
+    def write(*runs: dict[str, Any]) -> int:
+        options = ["--folder", str(tmp_path)]
+        for number, facts in enumerate(runs):
+            (tmp_path / f"{number}.json").write_text(json.dumps(facts))
+            options += ["--report", str(tmp_path / f"{number}.json")]
+        return tables.main(options)
+
+    slow, fast = run | {"level": "avx2", "seconds": 800.0}, run | {"level": "bf16", "seconds": 200.0}
+    assert write(slow | {"labs": [labs[0] | {"verdict": "failed", "reason": "x"}]}) == 1
+    assert tables.block((tmp_path / "README.md").read_text(), "figures") == ""
+    assert write(slow, fast) == 0
+    written = (tmp_path / "README.md").read_text() + (tmp_path / "INSTRUCTORS.md").read_text()
+    for said in (
+        "| variant | score ± standard error (avx2) | score ± standard error (bf16) | samples |",
+        "| `bf16` | 0.940 ± 0.011 | 0.940 ± 0.011 | 500 |",
         "Task `tiny_problems`; all labs took 14 min and at most 1.2 GB of memory (avx2), 4 min and at most 1.2 GB of "
-        "memory (bf16); `tiny` profile, 2 cores, 2026-11-29.\n" in written
-    )
-    assert "| lab | time (avx2) | peak memory (avx2) | time (bf16) | peak memory (bf16) |" in teaching
-    assert "| `00_start_here` | 10 s | 1.2 GB | 10 s | 1.2 GB |" in teaching
-    assert "| all, one after another | 14 min | 1.2 GB | 4 min | 1.2 GB |" in teaching
-    assert "Measured with: `tiny` profile, 2 cores, 2026-11-29." in teaching
-    assert "The workspace then held 2.0 MB." in teaching
-    assert "15.2 GB of BF16 weights" in teaching
-    assert tables.problems(empty) == []
-
-
-def test_figures_of_a_failed_run_are_not_written(empty: Path, tmp_path: Path) -> None:
-    report = tmp_path / "report.json"
-    lab = {"name": "01_fp8_rtn", "verdict": "failed", "reason": "x", "seconds": 5.0, "peak_bytes": 1}
-    report.write_text(json.dumps({"complete": True, "labs": [lab], "headline": {}}))
-    assert tables.main(["--folder", str(empty), "--report", str(report)]) == 1
-    assert tables.block((empty / "README.md").read_text(), "figures") == ""
-
-
-def test_a_missing_mark_is_a_clear_error() -> None:
+        "memory (bf16); `tiny` profile, 2 cores, 2026-11-29.\n",
+        "| lab | time (avx2) | peak memory (avx2) | time (bf16) | peak memory (bf16) |",
+        "| `00_start_here` | 10 s | 1.2 GB | 10 s | 1.2 GB |",
+        "| all, one after another | 14 min | 1.2 GB | 4 min | 1.2 GB |",
+        "Measured with: `tiny` profile, 2 cores, 2026-11-29.",
+        "The workspace then held 2.0 MB.",
+        "15.2 GB of BF16 weights",
+    ):
+        assert said in written
+    assert tables.problems(tmp_path) == []
     with pytest.raises(LabError, match=re.escape("there is no <!-- labs -->")):
         tables.block("# labkit\n", "labs")
+
+
+# --- what the pages say -----------------------------------------------------------------------------------------------
 
 
 def test_the_image_is_built_by_make_from_files_that_are_here() -> None:
@@ -267,21 +220,12 @@ def test_the_image_is_built_by_make_from_files_that_are_here() -> None:
     assert not [name for name in kept if name.split("/")[0] in ignored], "the image lacks what git holds"
 
 
-@pytest.mark.parametrize("name", ["README.md", "INSTRUCTORS.md", "CONTRIBUTING.md", "CHANGELOG.md"])
-def test_links_resolve(name: str) -> None:
-    assert links.broken((ROOT / name).read_text(), ROOT / name) == []
-
-
-def test_a_link_that_leads_nowhere_is_noticed() -> None:
-    text = "## The labs\n[a](nowhere.md) [b](#the-labs) [c](#not-here) [d](https://example.com/x)"
-    assert links.broken(text, README) == ["there is no nowhere.md", "README.md has no heading #not-here"]
-
-
-def test_the_commands_of_make_that_contributing_names_exist() -> None:
+def test_the_commands_of_make_that_the_pages_name_exist_and_the_three_sentences_come_first() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make\s([a-z-]+)", (ROOT / "CONTRIBUTING.md").read_text() + README.read_text()))
     assert named
     assert named <= targets
+    assert len(re.findall(r"[.!?](?:\s|$)", README.read_text().split("\n\n")[1])) == 3
 
 
 def test_no_file_names_the_host_of_a_package_index() -> None:
@@ -292,14 +236,9 @@ def test_no_file_names_the_host_of_a_package_index() -> None:
     assert (ROOT / "Makefile").read_text().count("://") == 1
 
 
-def test_the_three_sentences_come_first() -> None:
-    opening = README.read_text().split("\n\n")[1]
-    assert len(re.findall(r"[.!?](?:\s|$)", opening)) == 3
-
-
-@pytest.mark.parametrize("kind", ["ampere", "ada", "hopper", "blackwell-10.0", "blackwell-12.0"])
-def test_every_lab_runs_from_ampere_on_as_the_page_says(kind: str) -> None:
+def test_every_lab_runs_from_ampere_on_as_the_page_says() -> None:
     assert "Ampere and later for all labs" in INSTRUCTORS.read_text()
     for path in notebooks.lab_paths():
         for scheme in notebooks.read(path)["metadata"]["labkit"].get("schemes", []):
-            assert judge(scheme, kind, "cuda").verdict != "no", path.stem
+            for kind in ("ampere", "ada", "hopper", "blackwell-10.0", "blackwell-12.0"):
+                assert judge(scheme, kind, "cuda").verdict != "no", f"{path.stem} on {kind}"

@@ -66,6 +66,8 @@ def project(tmp_path: Path) -> Path:
     (root / "requirements").mkdir(parents=True)
     (root / "wheels").mkdir()
     shutil.copy(ROOT / "Makefile", root)
+    (root / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "install.py", root / "tools")
     (root / "pyproject.toml").write_text(PYPROJECT.format(version="1"))
     (root / "backend.py").write_text(BACKEND)
     (root / "labkit").mkdir()
@@ -96,33 +98,22 @@ def ask(root: Path, code: str) -> str:
 VERSIONS = "import importlib.metadata as m; print(*sorted(f'{d.name}={d.version}' for d in m.distributions()))"
 
 
-def test_setup_installs_the_lock_and_labkit_and_then_has_nothing_to_do(project: Path) -> None:
+def test_setup_installs_what_changed_and_nothing_else(project: Path) -> None:
     first = make(project, "labs", "LOCK=cpu", "PROFILE=workbench", "ARGS=01")
     assert first.returncode == 0, first.stderr
     assert first.stdout.endswith("labkit run --profile workbench 01\n")
     assert {"torch=2.0+cpu", "stack=1.0", "labkit=1"} <= set(ask(project, VERSIONS).split())
-    again = make(project, "labs", "LOCK=cpu")
-    assert again.stdout == "labkit run\n", (
-        "nothing changed, so setup has nothing to say; the profile is labkit's default"
-    )
-
-
-def test_another_lock_makes_a_new_environment_with_nothing_of_the_old_one(project: Path) -> None:
-    assert make(project, "setup", "LOCK=cpu").returncode == 0
-    changed = make(project, "setup", "LOCK=gpu")
-    assert changed.returncode == 0, changed.stderr
-    found = set(ask(project, VERSIONS).split())
-    assert "stack=2.0" in found
-    assert not any(name.startswith("torch=") for name in found)
-
-
-def test_another_pyproject_installs_labkit_again_and_keeps_the_rest(project: Path) -> None:
-    assert make(project, "setup", "LOCK=cpu").returncode == 0
+    assert make(project, "labs", "LOCK=cpu").stdout == "labkit run\n", "nothing changed; labkit has a default profile"
     (project / ".venv" / "kept").touch()
     (project / "pyproject.toml").write_text(PYPROJECT.format(version="2"))
     assert make(project, "setup", "LOCK=cpu").returncode == 0
     assert "labkit=2" in ask(project, VERSIONS).split()
     assert (project / ".venv" / "kept").exists()
+    assert make(project, "setup", "LOCK=gpu").returncode == 0
+    found = ask(project, VERSIONS)
+    assert "stack=2.0" in found.split()
+    assert "torch=" not in found, "another lock makes a new environment"
+    assert not (project / ".venv" / "kept").exists()
 
 
 @pytest.mark.long
@@ -144,9 +135,8 @@ def test_a_setup_that_was_killed_is_not_taken_for_finished(project: Path) -> Non
     (project / "requirements" / "cpu.txt").write_text(wheel(project / "wheels", "stack", "3.0"))
     wheels = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": (project / "wheels").as_uri(), "PIP_CONFIG_FILE": os.devnull}
     environment = {**os.environ, **wheels, "PYTHON": sys.executable}
-    running = subprocess.Popen(
-        ["make", "setup", "LOCK=cpu"], cwd=project, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    quiet = {"stdout": subprocess.DEVNULL, "start_new_session": True}
+    running = subprocess.Popen(["make", "setup", "LOCK=cpu"], cwd=project, env=environment, **quiet)
     deadline = time.monotonic() + 120
     while list((project / ".venv").glob(".ready-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -157,38 +147,51 @@ def test_a_setup_that_was_killed_is_not_taken_for_finished(project: Path) -> Non
     assert {"stack=3.0", "labkit=1"} <= set(ask(project, VERSIONS).split())
 
 
-@pytest.mark.long
-def test_a_lock_line_without_a_hash_is_refused(project: Path) -> None:
-    (project / "requirements" / "cpu.txt").write_text("stack==1.0\n")
-    refused = make(project, "setup", "LOCK=cpu")
-    assert refused.returncode != 0
-    assert "require-hashes" in refused.stderr
-    assert "stack==1.0" in refused.stderr
-
-
-def test_torch_is_looked_for_where_pip_is_configured_and_then_in_pytorchs_cpu_index(project: Path) -> None:
-    """Without the wheel and without an index both tries fail, and the first one's reason is shown."""
+def test_what_is_nowhere_is_said_by_every_way_that_was_tried(project: Path) -> None:
+    """This project's locks have no uv, so pip looks where it is configured to, and then in PyTorch's CPU index."""
     next((project / "wheels").glob("torch-*")).unlink()
     failed = make(project, "setup", "LOCK=cpu")
     assert failed.returncode != 0
-    assert "asking PyTorch's CPU index" in failed.stdout
-    assert "No matching distribution found for torch==2.0+cpu" in failed.stderr
-    shown = make(project, "--dry-run", "setup", "LOCK=cpu").stdout
-    assert "--index-url https://download.pytorch.org/whl/cpu -r requirements/torch-cpu.txt" in shown
+    assert "requirements/torch-cpu.txt could not be installed" in failed.stderr
+    assert failed.stderr.count("No matching distribution found for torch==2.0+cpu") == 2
+    assert "--index-url https://download.pytorch.org/whl/cpu" in failed.stderr
+    assert "labkit run" not in failed.stdout
 
 
-def test_a_missing_python_311_is_a_clear_error_that_says_what_to_do(project: Path) -> None:
-    refused = make(project, "labs", "LOCK=cpu", PYTHON="/nonexistent/python3.11")
+def test_uv_installs_from_where_pip_is_configured_to_look_and_checks_hashes_as_pip_does(project: Path) -> None:
+    """The environment of these tests has uv; pip's configuration names the project's wheels and nothing else."""
+    configured = project / "pip.conf"
+    configured.write_text(f"[global]\nno-index = true\nfind-links = {(project / 'wheels').as_uri()}\n")
+    venv = project / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    environment = {**inherited, "PIP_CONFIG_FILE": str(configured)}
+    lock = project / "requirements" / "cpu.txt"
+    command = [sys.executable, ROOT / "tools" / "install.py", lock, "--python", venv / "bin" / "python"]
+    assert subprocess.run(command, env=environment).returncode == 0
+    (record,) = venv.glob("lib/python3.11/site-packages/stack-1.0.dist-info/INSTALLER")
+    assert record.read_text().strip() == "uv"
+    lock.write_text(wheel(project / "wheels", "stack", "3.0").replace("sha256:", "sha256:0", 1)[:-2] + "\n")
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "uv pip install" in refused.stderr
+    assert refused.stderr.lower().count("hash") >= 2, "uv refuses it, and so does pip"
+    assert "stack=1.0" in ask(project, VERSIONS)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        (("PYTHON=/none/python3.11",), "No Python 3.11 with its venv module is on the PATH (PYTHON=/none/python3.11)"),
+        (("LOCK=tpu",), 'LOCK is "tpu"; use LOCK=cpu or LOCK=gpu'),
+    ],
+)
+def test_what_make_can_not_use_is_refused_before_anything_runs(
+    project: Path, variables: tuple[str, ...], said: str
+) -> None:
+    refused = make(project, "labs", "LOCK=cpu", *variables)
     assert refused.returncode != 0
-    assert "No Python 3.11 with its venv module is on the PATH (PYTHON=/nonexistent/python3.11)" in refused.stderr
-    assert "make PYTHON=" in refused.stderr
-    assert not (project / ".venv").exists()
-
-
-def test_an_unknown_lock_is_refused_before_anything_runs(project: Path) -> None:
-    refused = make(project, "labs", "LOCK=tpu")
-    assert refused.returncode != 0
-    assert 'LOCK is "tpu"; use LOCK=cpu or LOCK=gpu' in refused.stderr
+    assert said in refused.stderr
     assert not (project / ".venv").exists()
 
 
@@ -207,27 +210,12 @@ def test_a_gpu_found_at_setup_chooses_the_lock(project: Path, says: str, lock: s
 
 @pytest.mark.long
 def test_clean_removes_what_make_made_and_nothing_else(project: Path) -> None:
+    before = {path.relative_to(project) for path in project.rglob("*") if path.is_file()}
     assert make(project, "setup", "LOCK=cpu").returncode == 0
     for made in ("workspace/checkpoints/bf16", ".ruff_cache", "labkit/__pycache__"):
         (project / made).mkdir(parents=True, exist_ok=True)
     assert make(project, "clean", "LOCK=cpu").returncode == 0
-    left = sorted(str(path.relative_to(project)) for path in project.rglob("*") if path.is_file())
-    assert [name for name in left if not name.startswith("wheels/")] == [
-        "Makefile",
-        "backend.py",
-        "labkit/__init__.py",
-        "pyproject.toml",
-        "requirements/cpu.txt",
-        "requirements/gpu.txt",
-        "requirements/kfp.txt",
-        "requirements/torch-cpu.txt",
-    ]
-
-
-def test_help_names_every_target(project: Path) -> None:
-    shown = make(project, "help").stdout
-    for target in ("setup", "labs", "lab", "test", "test-all", "lint", "lock", "bench", "clean"):
-        assert f"make {target} " in shown
+    assert {path.relative_to(project) for path in project.rglob("*") if path.is_file()} == before
 
 
 def test_without_a_browser_and_a_way_to_install_one_it_says_what_to_do(project: Path, tmp_path: Path) -> None:
@@ -246,7 +234,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
         ["bash", ".ci/run"], cwd=ROOT, env={**os.environ, "MAKEFLAGS": "n"}, capture_output=True, text=True
     )
     assert shown.returncode == 0
-    assert shown.stdout.startswith("make test\n")
+    assert [line for line in shown.stdout.splitlines() if line.startswith("make ")] == ["make lint", "make test"]
     assert 'pytest -m "not long"' in shown.stdout
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -17,31 +18,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from labkit import tiny
 from labkit.errors import CheckpointError, UsageError
 from labkit.tiny import corpus
-from labkit.tiny.tokenizer import CHAT_TEMPLATE
+from tools import train_tiny
+
+SPLITS = ("train", "calibration", "test")
 
 
-def test_no_problem_or_sum_of_one_split_stands_in_another() -> None:
-    rows = {split: corpus.problems(split, 3000) for split in ("train", "calibration", "test")}
-    for one, other in itertools.combinations(rows, 2):
-        assert not {p.question for p in rows[one]} & {p.question for p in rows[other]}
-        assert not {p.key for p in rows[one]} & {p.key for p in rows[other]}
-
-
-def test_no_story_of_one_split_stands_in_another() -> None:
-    rows = {split: {s.key for s in corpus.stories(split, 3000)} for split in ("train", "calibration", "test")}
-    for one, other in itertools.combinations(rows, 2):
-        assert not rows[one] & rows[other]
+def test_no_problem_sum_or_story_of_one_split_stands_in_another() -> None:
+    problems = {split: corpus.problems(split, 3000) for split in SPLITS}
+    stories = {split: {s.key for s in corpus.stories(split, 3000)} for split in SPLITS}
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert not {p.question for p in problems[one]} & {p.question for p in problems[other]}
+        assert not {p.key for p in problems[one]} & {p.key for p in problems[other]}
+        assert not stories[one] & stories[other]
 
 
 def test_training_draws_only_training_rows() -> None:
-    import random
-
-    from labkit.tiny.train import TrainingConfig, draw_documents
-
-    tested = {p.question for p in corpus.problems("test", 3000)} | {
-        p.question for p in corpus.problems("calibration", 500)
-    }
-    seen = [text for step in range(5) for d in draw_documents(random.Random(step), TrainingConfig()) for text, _ in d]
+    tested = {p.question for p in (*corpus.problems("test", 3000), *corpus.problems("calibration", 500))}
+    steps = [train_tiny.draw_documents(random.Random(step), train_tiny.TrainingConfig()) for step in range(5)]
+    seen = [text for step in steps for document in step for text, _ in document]
     assert not [question for question in tested if any(question in text for text in seen)]
 
 
@@ -61,8 +55,7 @@ def test_the_corpus_still_is_the_one_that_the_weights_learned() -> None:
 
 def test_the_weights_are_small_bf16_and_of_kernel_friendly_widths() -> None:
     assert (tiny.WEIGHTS / "model.safetensors").stat().st_size <= 12_000_000
-    state = load_file(tiny.WEIGHTS / "model.safetensors")
-    assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in load_file(tiny.WEIGHTS / "model.safetensors").values()} == {torch.bfloat16}
     config = json.loads((tiny.WEIGHTS / "config.json").read_text())
     assert config["hidden_size"] % 128 == config["intermediate_size"] % 128 == config["vocab_size"] % 128 == 0
     assert config["head_dim"] % 32 == 0
@@ -71,36 +64,27 @@ def test_the_weights_are_small_bf16_and_of_kernel_friendly_widths() -> None:
 def test_the_tokenizer_writes_one_token_a_digit_and_the_template_one_bos() -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny.WEIGHTS)
     assert [tokenizer.decode([i]) for i in tokenizer("1234", add_special_tokens=False)["input_ids"]] == list("1234")
-    assert tokenizer.chat_template == CHAT_TEMPLATE
+    assert tokenizer.chat_template == train_tiny.CHAT_TEMPLATE
     text = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True)
     assert text == "<|bos|><|user|>x<|end|><|assistant|>"
     strange = "naïve 数字 🙂"
     assert tokenizer.decode(tokenizer(strange, add_special_tokens=False)["input_ids"]) == strange
 
 
-@pytest.fixture(scope="module")
-def logits(tmp_path_factory: pytest.TempPathFactory) -> dict[float, torch.Tensor]:
-    """Logits of the same rows at three outlier factors."""
+def test_planting_a_power_of_two_keeps_every_bit_of_the_logits_and_any_other_factor_all_but_noise(
+    tmp_path: Path,
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny.WEIGHTS)
     text = [corpus.prompt(p.question) for p in corpus.problems("test", 8)]
     batch = tokenizer(text, return_tensors="pt", padding=True)
-    found = {}
+    logits = {}
     for k in (1.0, 300.0, tiny.OUTLIER_FACTOR):
-        folder = tmp_path_factory.mktemp("planted")
-        tiny.materialize(folder, k)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        tiny.materialize(tmp_path, k)
         with torch.no_grad():
-            found[k] = model(**batch).logits.float()
-    return found
-
-
-def test_planting_a_power_of_two_keeps_every_bit_of_the_logits(logits: dict[float, torch.Tensor]) -> None:
+            model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+            logits[k] = model(**batch).logits.float()
     assert torch.equal(logits[1.0], logits[tiny.OUTLIER_FACTOR])
-
-
-def test_planting_any_other_factor_keeps_the_logits_within_bf16_noise(logits: dict[float, torch.Tensor]) -> None:
-    difference = (logits[1.0] - logits[300.0]).abs().mean() / logits[1.0].abs().mean()
-    assert 0 < difference < 0.02
+    assert 0 < (logits[1.0] - logits[300.0]).abs().mean() / logits[1.0].abs().mean() < 0.02
 
 
 def test_planting_makes_the_two_channels_of_every_norm_larger_by_k() -> None:
@@ -112,11 +96,8 @@ def test_planting_makes_the_two_channels_of_every_norm_larger_by_k() -> None:
         ratio = planted[name].float() / state[name].float()
         assert ratio[list(tiny.CHANNELS)].tolist() == [64.0, 64.0]
         assert int((ratio != 1).sum()) == 2
-
-
-def test_a_factor_that_is_not_positive_is_refused() -> None:
     with pytest.raises(UsageError, match="outlier factor is 0"):
-        tiny.plant({}, 0)
+        tiny.plant(state, 0)
 
 
 def test_damaged_weights_are_refused_by_name(tmp_path: Path) -> None:
@@ -128,44 +109,37 @@ def test_damaged_weights_are_refused_by_name(tmp_path: Path) -> None:
         tiny.materialize(tmp_path, weights=weights)
 
 
-@pytest.mark.long
-def test_training_resumes_where_it_was_and_ends_at_the_same_weights(tmp_path: Path) -> None:
-    """Eight small steps in one go, and four plus four by another process, give equal weights."""
-    script = """
+TRAINING = """
 import sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from labkit.tiny import train
+from tools import train_tiny
 torch.set_num_threads(1)
-train.SAVE_EVERY = 4
-work, stop, out = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+train_tiny.SAVE_EVERY = 4
+work, stop = Path(sys.argv[1]), int(sys.argv[2])
 small = dict(hidden_size=128, intermediate_size=128, layers=1, heads=4, kv_heads=2)
-config = train.TrainingConfig(steps=8, rows_per_step=4, **small)
-if stop < 8:
-    real = train._save_state
-    def save_then_die(path, step, *rest):
-        real(path, step, *rest)
+real = train_tiny.collate
+steps = []
+def collate_until_stopped(*args):
+    if len(steps) == stop:
         raise SystemExit(9)
-    train._save_state = save_then_die
-model, _ = train.train(work, config)
-save_file(model.state_dict(), out)
+    steps.append(1)
+    return real(*args)
+train_tiny.collate = collate_until_stopped
+model, _ = train_tiny.train(work, train_tiny.TrainingConfig(steps=8, rows_per_step=4, **small))
+save_file(model.state_dict(), work / "model.safetensors")
 """
 
-    def run(work: str, stop: int) -> subprocess.CompletedProcess[bytes]:
-        arguments = [
-            sys.executable,
-            "-c",
-            script,
-            str(tmp_path / work),
-            str(stop),
-            str(tmp_path / f"{work}.safetensors"),
-        ]
-        return subprocess.run(arguments, capture_output=True, check=False)
 
-    assert run("whole", 8).returncode == 0
-    assert run("cut", 4).returncode == 9
-    resumed = run("cut", 8)
-    assert resumed.returncode == 0, resumed.stderr.decode()
-    whole, cut = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "cut.safetensors")
+@pytest.mark.long
+def test_training_resumes_where_it_was_and_ends_at_the_same_weights(tmp_path: Path) -> None:
+    """Eight small steps in one go, and four plus four by another process, give equal weights."""
+
+    def run(work: str, stop: int) -> int:
+        command = [sys.executable, "-c", TRAINING, str(tmp_path / work), str(stop)]
+        return subprocess.run(command, check=False).returncode
+
+    assert [run("whole", 9), run("cut", 4), run("cut", 9)] == [0, 9, 0]
+    whole, cut = (load_file(tmp_path / work / "model.safetensors") for work in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)

@@ -15,12 +15,12 @@ LOOK_SECONDS = 1.0
 
 @dataclass
 class Seen:
-    """How often was looked, listeners in all and those that others can reach, command lines that tell a secret."""
+    """How often was looked, listeners in all and those that others can reach, and command lines that hold a secret."""
 
     looks: int = 0
     listeners: int = 0
     exposed: set[str] = field(default_factory=set)
-    telling: set[str] = field(default_factory=set)
+    leaks: set[str] = field(default_factory=set)
 
 
 @contextmanager
@@ -55,4 +55,4 @@ def _look(pid: int, secrets: Mapping[str, str], seen: Seen) -> None:
             continue
         seen.listeners += len(found)
         seen.exposed |= {f"{c.laddr} of {line[:80]}" for c in found if not ip_address(c.laddr.ip).is_loopback}
-        seen.telling |= {f"{name} in {line[:80]}" for name, secret in secrets.items() if secret in line}
+        seen.leaks |= {f"{name} in {line[:80]}" for name, secret in secrets.items() if secret in line}

@@ -19,39 +19,27 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("requirements")
-TORCH_CPU = FOLDER / "torch-cpu.txt"
 ENTRY = re.compile(r"^[A-Za-z0-9].*?(?=^[A-Za-z0-9]|\Z)", re.MULTILINE | re.DOTALL)
-KFP_WANTED = FOLDER / "kfp.in"
+LABS = "pyproject.toml --extra=dev"
 COMMON = (
     "--python-version=3.11 --python-platform=x86_64-manylinux_2_28 --generate-hashes --no-header --no-annotate "
     "--no-emit-index-url --no-emit-find-links --quiet"
 )
 
 
-def entries(text: str) -> list[str]:
-    """The locked packages of a lock's text, each with its hashes."""
-    return [entry.rstrip() + "\n" for entry in ENTRY.findall(text)]
+def compile_lock(source: str, old: str, options: Sequence[str]) -> list[str]:
+    """The packages of one complete lock, each with its hashes. source: the file to compile, and what is taken of it.
 
-
-def compile_lock(source: Path, old: str, options: Sequence[str]) -> str:
-    """One complete lock of `source`; `old` is the lock so far, whose versions are kept where they still fit.
-
-    Raises subprocess.CalledProcessError, with uv's words in `stderr`, when there is no solution or no index answers.
+    `old` is the lock so far, whose versions are kept where they still fit. Raises subprocess.CalledProcessError, with
+    uv's words in `stderr`, when there is no solution or no index answers.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "lock.txt"
         out.write_text(old)
-        fixed = [str(source), f"--output-file={out}", *COMMON.split()]
-        command = [sys.executable, "-m", "uv", "pip", "compile", *fixed, *options]
+        words = [*source.split(), f"--output-file={out}", *COMMON.split(), *options]
+        command = [sys.executable, "-m", "uv", "pip", "compile", *words]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-        return out.read_text()
-
-
-def compile_labs(extra: str, override: str, old: str, options: Sequence[str]) -> str:
-    """The lock of the labs' own environment, with what the tests need."""
-    return compile_lock(
-        Path("pyproject.toml"), old, ["--extra=dev", f"--extra={extra}", f"--override={FOLDER / override}", *options]
-    )
+        return [entry.rstrip() + "\n" for entry in ENTRY.findall(out.read_text())]
 
 
 def wheel_places(torch_index: str) -> list[str]:
@@ -62,12 +50,13 @@ def wheel_places(torch_index: str) -> list[str]:
     return list(dict.fromkeys(places)) + ([f"{torch_index.rstrip('/')}/torch/"] if torch_index else [])
 
 
-def compile_cpu(old: str, options: Sequence[str], places: Sequence[str]) -> str:
-    """The CPU lock with torch in it, from the first place that has torch's CPU wheel."""
+def compile_cpu(old: str, options: Sequence[str], places: Sequence[str]) -> list[str]:
+    """The packages of the CPU lock with torch among them, from the first place that has torch's CPU wheel."""
     failure: subprocess.CalledProcessError | None = None
     for place in places:
         try:
-            return compile_labs("cpu", "overrides-cpu.txt", old, [*options, f"--find-links={place}"])
+            given = [f"--override={FOLDER}/overrides-cpu.txt", *options, f"--find-links={place}"]
+            return compile_lock(f"{LABS} --extra=cpu", old, given)
         except subprocess.CalledProcessError as error:
             failure = error
     raise failure or SystemExit("torch's CPU wheel: no place to look for it; give --torch-index")
@@ -77,14 +66,14 @@ def all_locks(options: Sequence[str], torch_index: str) -> dict[Path, str]:
     """The text of each lock as it should be now."""
     old = {name: (ROOT / FOLDER / f"{name}.txt").read_text() for name in ("cpu", "gpu", "torch-cpu", "kfp")}
     cpu = compile_cpu(old["torch-cpu"] + old["cpu"], options, wheel_places(torch_index))
-    torch = [entry for entry in entries(cpu) if entry.startswith("torch==")]
-    rest = [entry for entry in entries(cpu) if not entry.startswith("torch==")]
-    return {
-        FOLDER / "gpu.txt": "".join(entries(compile_labs("gpu", "overrides.txt", old["gpu"], options))),
-        FOLDER / "cpu.txt": "".join(rest),
-        TORCH_CPU: "".join(torch),
-        FOLDER / "kfp.txt": "".join(entries(compile_lock(KFP_WANTED, old["kfp"], options))),
+    gpu = [f"--override={FOLDER}/overrides.txt", *options]
+    packages = {
+        "gpu": compile_lock(f"{LABS} --extra=gpu", old["gpu"], gpu),
+        "cpu": [entry for entry in cpu if not entry.startswith("torch==")],
+        "torch-cpu": [entry for entry in cpu if entry.startswith("torch==")],
+        "kfp": compile_lock(f"{FOLDER}/kfp.in", old["kfp"], options),
     }
+    return {FOLDER / f"{name}.txt": "".join(entries) for name, entries in packages.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

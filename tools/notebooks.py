@@ -1,4 +1,4 @@
-"""Reading and writing the labs as files: no kernel, no outputs, the same bytes that Jupyter writes."""
+"""The labs as files: no kernel, no outputs, the same bytes that Jupyter writes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ def dumps(notebook: dict[str, Any]) -> str:
 
 def source(cell: dict[str, Any]) -> str:
     """A cell's text; the file may hold it as one string or as lines."""
-    text = cell["source"]
-    return text if isinstance(text, str) else "".join(text)
+    return "".join(cell["source"])
 
 
 def set_source(cell: dict[str, Any], text: str) -> None:
@@ -40,15 +39,11 @@ def tags(cell: dict[str, Any]) -> list[str]:
     return found
 
 
-def title(notebook: dict[str, Any]) -> str:
-    """The text of the first H1."""
-    for cell in notebook["cells"]:
-        for line in source(cell).splitlines() if cell["cell_type"] == "markdown" else []:
-            if line.startswith("# "):
-                return line[2:].strip()
-    return ""
-
-
 def prose(notebook: dict[str, Any]) -> str:
     """All its Markdown."""
     return "\n".join(source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+
+
+def title(notebook: dict[str, Any]) -> str:
+    """The text of the first H1."""
+    return next((line[2:].strip() for line in prose(notebook).splitlines() if line.startswith("# ")), "")

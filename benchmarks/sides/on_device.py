@@ -1,7 +1,7 @@
 """Runs the script of a side, and says what the GPU's allocator saw of it. Arguments: RESULT_FILE SCRIPT ARGUMENT...
 
-RESULT_FILE gets {"peak_bytes", "left_bytes"}: the most that live tensors held, and what they hold once the script is
-through and its names are still there. Both are 0 where no GPU was used.
+RESULT_FILE gets the most bytes that live tensors held, and what they hold once the script is through and its names are
+still there. Both are 0 where no GPU was used.
 """
 
 import json
@@ -16,8 +16,4 @@ names = runpy.run_path(script, run_name="__main__")  # keeps them, as a notebook
 import torch  # noqa: E402  after the script, which has its own order of imports
 
 used = torch.cuda.is_initialized()
-found = {
-    "peak_bytes": torch.cuda.max_memory_allocated() if used else 0,
-    "left_bytes": torch.cuda.memory_allocated() if used else 0,
-}
-result.write_text(json.dumps(found))
+result.write_text(json.dumps([torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()] if used else [0, 0]))

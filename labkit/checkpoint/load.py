@@ -1,4 +1,4 @@
-"""Loads checkpoints strictly: what a folder lacks, or holds too much, is an error and not a random number.
+"""Loads checkpoints strictly, saves them atomically, and reads what quantization left in them: weights and scales.
 
 transformers fills a tensor that a checkpoint lacks with random values and goes on; its loading report says so, and here
 that report decides. Only safetensors are read, and no code that a repository brings along is run.
@@ -7,16 +7,22 @@ that report decides. Only safetensors are read, and no code that a repository br
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
+import math
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from labkit.checkpoint.headers import read_headers
-from labkit.checkpoint.inspect import inspect, odd_scales
-from labkit.errors import CheckpointError
-from labkit.modelfolder import refuse_unsafe, weight_files
+from labkit.checkpoint.folder import AGAIN, TensorInfo, read_headers, read_tensor, refuse_unsafe, weight_files
+from labkit.checkpoint.inspect import Inspection, Layer, inspect, not_finite, part_of
+from labkit.errors import CheckpointError, first_line
+from labkit.files import MANIFEST, publishing
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_NAMED = 5
 SHOW_BARS_BYTES = 2_000_000_000  # below, loading takes seconds and a bar is noise
@@ -31,10 +37,14 @@ def load(folder: Path, dtype: str = "auto") -> Any:
     """
     import transformers
 
-    quantized = "quantization_config" in refuse_unsafe(folder)
-    more = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)} if quantized else {}
+    more = {}
+    if refuse_unsafe(folder).get("quantization_config"):
+        _as_claimed(folder)
+        more = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)}
+    large = sum(path.stat().st_size for path in weight_files(folder)) > SHOW_BARS_BYTES
+    hidden = contextlib.nullcontext() if large else contextlib.redirect_stderr(io.StringIO())
     try:
-        with _quiet_bars(folder), warnings.catch_warnings():
+        with hidden, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You passed `quantization_config`")  # to say "dequantize", as meant
             loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -47,42 +57,41 @@ def load(folder: Path, dtype: str = "auto") -> Any:
                 **more,
             )
     except Exception as error:  # a cut file, an unknown architecture, a config that contradicts itself, ...
-        if lost := _scales_without_weights(folder):
-            _judge(folder, {"missing_keys": lost}, [])
         raise CheckpointError(
-            f"{folder} can't be loaded: {type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}",
+            f"{folder} can't be loaded: {type(error).__name__}: {first_line(error)}",
             why="a file is damaged, or this transformers does not know the architecture",
-            fix="make or copy the checkpoint again; labkit_manifest.json, where there is one, has each file's SHA-256",
+            fix=f"{AGAIN}; labkit_manifest.json, where there is one, has each file's SHA-256",
         ) from error
     model, report = loaded
-    _judge(folder, report, _misshapen(model))
-    if quantized:
-        _refuse_another_scheme(folder)
+    reported = {key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]}
+    found = {
+        "missing": report["missing_keys"],
+        "unexpected": report["unexpected_keys"],
+        "of another shape than config.json says": reported | _misshapen(model),
+    }
+    complaints = [f"{what}: {_listed(sorted(names))}" for what, names in found.items() if names]
+    complaints += map(str, report["error_msgs"])
+    if complaints:
+        raise CheckpointError(
+            f"{folder} does not hold the tensors of its architecture; {'; '.join(complaints)}",
+            why="transformers would fill what is missing with random numbers and go on",
+            fix=f"{AGAIN}; if it was edited, restore config.json and the index too",
+        )
     return model.eval()
 
 
-def _refuse_another_scheme(folder: Path) -> None:
-    """Raises CheckpointError if the tensors are not what config.json calls them; they load all the same."""
-    wrong = [*inspect(folder).mismatches, *(f"{name} holds NaN or infinity" for name in odd_scales(folder))]
-    if wrong:
-        raise CheckpointError(
-            f"{folder} is not what its config.json says: {_listed(wrong, '; ')}",
-            why="the model would compute something else than what was made",
-            fix="make or copy the checkpoint again",
-        )
+def _as_claimed(folder: Path) -> Inspection:
+    """Raises CheckpointError if the tensors are not what config.json calls them; most would load all the same."""
+    found = inspect(folder)
+    odd = not_finite(tensor for name, tensor in read_headers(folder).items() if part_of(name) == "scales")
+    if wrong := [*found.mismatches, *(f"{name} holds NaN or infinity" for name in odd)]:
+        what = f"{folder} is not what its config.json says: {_listed(wrong, '; ')}"
+        raise CheckpointError(what, "the model would compute something else than what was made", AGAIN)
+    return found
 
 
-def _scales_without_weights(folder: Path) -> list[str]:
-    """Weights that are missing beside their scales; transformers dies on these before it reports anything."""
-    names = read_headers(folder).keys()
-    modules = [name.removesuffix(".weight_scale") for name in names if name.endswith(".weight_scale")]
-    return [f"{m}.weight" for m in modules if not {f"{m}.weight", f"{m}.weight_packed"} & names]
-
-
-def _misshapen(model: Any) -> list[str]:
+def _misshapen(model: Any) -> set[str]:
     """Parameters of another shape than the config asks for; transformers overlooks them in quantized checkpoints."""
-    import copy
-
     import torch
     import transformers
 
@@ -91,40 +100,12 @@ def _misshapen(model: Any) -> list[str]:
         del config.quantization_config
     with torch.device("meta"):  # shapes without memory
         wanted = dict(transformers.AutoModelForCausalLM.from_config(config).named_parameters())
-    return [name for name, p in model.named_parameters() if name in wanted and p.shape != wanted[name].shape]
-
-
-def _judge(folder: Path, report: dict[str, Any], misshapen: list[str]) -> None:
-    """Raises unless the loading report is clean."""
-    reported = {key[0] if isinstance(key, tuple) else key for key in report.get("mismatched_keys", ())}
-    found = {
-        "missing": sorted(report.get("missing_keys", ())),
-        "unexpected": sorted(report.get("unexpected_keys", ())),
-        "of another shape than config.json says": sorted(reported | set(misshapen)),
-    }
-    complaints = [f"{what}: {_listed(names)}" for what, names in found.items() if names]
-    complaints += [str(message) for message in report.get("error_msgs", [])]
-    if complaints:
-        raise CheckpointError(
-            f"{folder} does not hold the tensors of its architecture; {'; '.join(complaints)}",
-            why="transformers would fill what is missing with random numbers and go on",
-            fix="make or copy the checkpoint again; if it was edited, restore config.json and the index too",
-        )
+    return {name for name, p in model.named_parameters() if name in wanted and p.shape != wanted[name].shape}
 
 
 def _listed(names: list[str], between: str = ", ") -> str:
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return between.join(names[:MOST_NAMED]) + more
-
-
-@contextlib.contextmanager
-def _quiet_bars(folder: Path) -> Iterator[None]:
-    """Hides progress bars, which go to stderr, where loading takes only seconds."""
-    if sum(path.stat().st_size for path in weight_files(folder)) > SHOW_BARS_BYTES:
-        yield
-        return
-    with contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -135,7 +116,136 @@ def load_tokenizer(folder: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError or the tokenizers library's own
         raise CheckpointError(
-            f"the tokenizer in {folder} can't be loaded: {type(error).__name__}: {(str(error) or '-').splitlines()[0]}",
-            why="without it text can't become the token ids that the model was trained on",
+            f"the tokenizer in {folder} can't be loaded: {type(error).__name__}: {first_line(error)}",
+            why="without it text can't be turned into the token ids that the model was trained on",
             fix="copy tokenizer.json, tokenizer_config.json and chat_template.jinja from the base model",
         ) from error
+
+
+def save(model: Any, tokenizer: Any, final: Path, **facts: Any) -> None:
+    """Writes model and tokenizer to `final`, in compressed form if the model was quantized by llm-compressor.
+
+    facts: what the manifest says about how it was made (base, variant, recipe, calibration, versions). A kill at any
+    moment leaves the old folder, none, or the new one. Weights are safetensors, in shards of at most 2 GB. The
+    generation config is kept as it is: real models ship some that contradict themselves (a temperature beside
+    do_sample=false), which transformers refuses to save and servers read.
+    """
+    import transformers
+
+    compressed = {"save_compressed": True} if getattr(model.save_pretrained, "_overridden", False) else {}
+    generation = getattr(model, "generation_config", None)
+    with publishing(final, **facts) as stage, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")  # they are on the CPU
+        model.generation_config = transformers.GenerationConfig() if generation else None
+        try:
+            model.save_pretrained(stage, max_shard_size="2GB", **compressed)
+        finally:
+            model.generation_config = generation
+        if generation:
+            generation.to_json_file(stage / "generation_config.json", use_diff=True)
+        tokenizer.save_pretrained(stage)
+
+
+# --- the scales of a quantized KV cache -------------------------------------------------------------------------------
+
+
+def cache_scales(folder: Path) -> dict[str, float]:
+    """Every layer's scales by tensor name; empty for a checkpoint whose KV cache was not calibrated.
+
+    A cached number is the key or value divided by its scale: the scale is the largest magnitude met in calibration
+    over 448, the largest number of E4M3.
+    """
+    scales = {name: t for name, t in read_headers(folder).items() if name.endswith((".k_scale", ".v_scale"))}
+    return {name: float(read_tensor(tensor).float()) for name, tensor in scales.items()}
+
+
+def rescale_cache(folder: Path, final: Path, factor: float) -> None:
+    """Publishes, as `final`, a copy of a checkpoint whose cache scales are `factor` times as large.
+
+    Raises CheckpointError if there are none: the copy would be an equal one under another name.
+    """
+    from safetensors.torch import load_file, save_file
+
+    names = cache_scales(folder).keys()
+    if not names:
+        raise CheckpointError(f"{folder} has no scales of a KV cache", fix="calibrate it with a kv_cache_scheme")
+    with publishing(final, base=folder.name, variant=final.name, cache_scale_factor=factor) as stage:
+        shutil.copytree(folder, stage, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, "*.safetensors"))
+        for path in weight_files(folder):
+            tensors = {name: t * factor if name in names else t for name, t in load_file(path).items()}
+            save_file(tensors, stage / path.name, metadata={"format": "pt"})
+
+
+# --- quantized weights ------------------------------------------------------------------------------------------------
+
+MX_BIAS = 127  # of E8M0, the exponents that MX formats keep as scales
+Tensors = Mapping[str, TensorInfo]
+
+
+def weight_errors(folder: Path, base: Path) -> dict[str, float]:
+    """The relative Frobenius error ‖Ŵ − W‖ / ‖W‖ of each quantized layer, Ŵ dequantized, W the base model's.
+
+    Raises CheckpointError if the two are not the same architecture, or if the norms differ: smoothing and rotation move
+    numbers from norms to weights, which is no error. One layer is in memory at a time, in float32.
+    """
+    layers, stored, original = _as_claimed(folder).layers, read_headers(folder), read_headers(base)
+    errors = {}
+    for layer in (layer for layer in layers if layer.weights):
+        name = f"{layer.name}.weight"
+        if name not in original and part_of(name) == "lm_head":  # tied: the embeddings are its weight
+            name = next((other for other in original if part_of(other) == "embeddings"), name)
+        if name not in original or original[name].shape != layer.shape:
+            what = f"{base} has no tensor {name} of shape {list(layer.shape)}, as {folder} has"
+            raise CheckpointError(what, "they are not the same model", "compare with the model that it was made from")
+        weight = read_tensor(original[name]).float()  # [out, in]
+        size = float(weight.norm())
+        errors[layer.name] = float((_dequantized(layer, stored) - weight).norm()) / size if size else math.inf
+    for name in (name for name in stored if name.endswith("norm.weight") and name in original):
+        if not read_tensor(stored[name]).float().equal(read_tensor(original[name]).float()):
+            why = "so its weights were scaled or rotated before they were rounded"
+            raise CheckpointError(f"{name} of {folder} is not that of {base}", why, "compare what these models predict")
+    return errors
+
+
+def weight_scales(folder: Path, layer: str) -> torch.Tensor:
+    """What the codes of a quantized layer's weight are multiplied with, float32: [1, 1], [out, 1] or [out, groups].
+
+    Raises CheckpointError for a layer that is not there or not quantized.
+    """
+    tensors = read_headers(folder)
+    if f"{layer}.weight_scale" not in tensors:
+        raise CheckpointError(f"{folder} has no quantized layer {layer}", fix="labkit.checkpoint.inspect names them")
+    return _scales(layer, tensors)
+
+
+def _scales(layer: str, tensors: Tensors) -> torch.Tensor:
+    import torch
+
+    scale = read_tensor(tensors[f"{layer}.weight_scale"])
+    if scale.dtype == torch.uint8:  # MX: nothing but an exponent
+        scale = torch.ldexp(torch.ones_like(scale, dtype=torch.float32), scale.int() - MX_BIAS)
+    if f"{layer}.weight_global_scale" in tensors:  # NVFP4: it keeps the FP8 scales in FP8's range
+        scale = scale.float() / read_tensor(tensors[f"{layer}.weight_global_scale"]).float()
+    return scale.float() if scale.ndim == 2 else scale.float().reshape(-1, 1)
+
+
+def _dequantized(layer: Layer, tensors: Tensors) -> torch.Tensor:
+    """A quantized layer's weights as the engine computes with them: [out, in], float32."""
+    import torch
+    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    assert layer.weights is not None
+    if f"{layer.name}.weight_zero_point" in tensors:
+        raise CheckpointError(f"{layer.name} has zero points", fix="compare a symmetric scheme")
+    packed = tensors.get(f"{layer.name}.weight_packed")
+    if packed is None:
+        codes = read_tensor(tensors[f"{layer.name}.weight"]).float()
+    elif layer.weights.kind == "float":
+        codes = unpack_fp4_from_uint8(read_tensor(packed), *layer.shape, dtype=torch.float32)
+    else:
+        codes = unpack_from_int32(read_tensor(packed), layer.weights.bits, torch.Size(layer.shape)).float()
+    scale = _scales(layer.name, tensors)
+    if layer.weights.group_size:
+        scale = scale.repeat_interleave(layer.weights.group_size, dim=1)[:, : layer.shape[1]]
+    return codes * scale

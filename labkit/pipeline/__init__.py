@@ -1,44 +1,18 @@
 """Quantize, evaluate and compare without a notebook: step by step at a shell, or all of it as a Kubeflow pipeline.
 
-Read in this order: `recipes` (what is made), `store` (what the steps leave for each other), `steps`, `report`, then
-`definition` (the pipeline, in kfp's words) and `tools` (compile, run here, submit).
+Read in this order: `steps` (recipes, the three steps, and the store that they share), `definition` (the pipeline, in
+kfp's words), `kubeflow` (compile it, run it here, submit it).
 """
 
-from labkit.pipeline.compiled import Node, graph, requests
-from labkit.pipeline.ranks import with_processes
-from labkit.pipeline.recipes import RECIPES, Recipe, recipe_of
-from labkit.pipeline.report import markdown, put_comparison
-from labkit.pipeline.steps import Compared, compare, evaluate, quantize, require_recovered
-from labkit.pipeline.tools import (
-    Cluster,
-    LocalRun,
-    Step,
-    compile_to,
-    kfp_python,
-    run_here,
-    submit,
+from labkit.pipeline.kubeflow import Cluster, compile_to, kfp_python, run_here, submit
+from labkit.pipeline.steps import (
+    RECIPES,
+    compare,
+    evaluate,
+    markdown,
+    quantize,
+    recipe_of,
+    require_recovered,
+    upload_comparison,
+    write_comparison,
 )
-
-__all__ = [
-    "RECIPES",
-    "Cluster",
-    "Compared",
-    "LocalRun",
-    "Node",
-    "Recipe",
-    "Step",
-    "compare",
-    "compile_to",
-    "evaluate",
-    "graph",
-    "kfp_python",
-    "markdown",
-    "put_comparison",
-    "quantize",
-    "recipe_of",
-    "requests",
-    "require_recovered",
-    "run_here",
-    "submit",
-    "with_processes",
-]

@@ -1,8 +1,9 @@
 """The labs as a Kubeflow pipeline: quantize and evaluate each variant of each model, then one comparison of all.
 
-Run by the interpreter of `.venv-kfp` (tools.py does that), which has kfp and no labkit; so nothing of labkit is
-imported here, and each component calls labkit's command line with the interpreter `LABKIT_PYTHON`. A component is sent
-to the cluster as the text of its function, so what it needs stands inside of it.
+Run by the interpreter of `.venv-kfp` (kubeflow.py does that), which has kfp and no labkit; so nothing of labkit is
+imported here, and each component calls labkit's command line with the interpreter `LABKIT_PYTHON`. A component goes to
+the cluster as the text of its function, together with that of `labkit` below. (kfp reads the functions' annotations, so
+they are not postponed by a `__future__` import here.)
 
     python definition.py compile FILE SETTINGS             SETTINGS, ARGUMENTS: JSON
     python definition.py run FOLDER ARGUMENTS SETTINGS     here, with kfp's subprocess runner; its records go to FOLDER
@@ -20,11 +21,21 @@ from kfp.dsl import Markdown, Metrics, Output
 
 NAME = "quantize-evaluate-compare"
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-# where another store than Amazon's is, of keys that expire, of models on the hub that are gated
+# for a store that is not Amazon's, keys that expire, and gated models of the hub
 OPTIONAL_KEYS = ("AWS_S3_ENDPOINT", "AWS_S3_BUCKET", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN", "HF_TOKEN")
 
-# kfp and nothing else is in the image's own interpreter already; a step installs nothing while it runs
-component = dsl.component(install_kfp_package=False, packages_to_install=[])
+
+def labkit(*words: str) -> dict[str, Any]:
+    """Runs a command of labkit, which fails with its error; returns the figures of the step."""
+    import json
+    import os
+    import subprocess
+    import tempfile
+
+    with tempfile.NamedTemporaryFile() as summary:
+        command = [os.environ.get("LABKIT_PYTHON", "python3"), "-m", "labkit.cli", *words, "--summary", summary.name]
+        subprocess.run(command, check=True)
+        return json.load(summary)
 
 
 def plan(models: list[str], schemes: list[str]) -> list[dict[str, str]]:
@@ -35,34 +46,18 @@ def plan(models: list[str], schemes: list[str]) -> list[dict[str, str]]:
 def quantize(
     model: str, variant: str, profile: str, data: str, limit: int, store: str, metrics: Output[Metrics]
 ) -> str:
-    """Quantizes one variant, and sends the checkpoint to the store."""
-    import json
-    import os
-    import subprocess
-    import tempfile
-
-    labkit = [os.environ.get("LABKIT_PYTHON", "python3"), "-m", "labkit.ops.cli"]
+    """Quantizes one variant, and uploads the checkpoint to the store."""
     asked = ["--profile", profile, "-p", "model", model, "-p", "data", data, "-p", "limit", str(limit)]
-    with tempfile.NamedTemporaryFile() as summary:
-        subprocess.run([*labkit, "quantize", variant, *asked, "--store", store, "--summary", summary.name], check=True)
-        metrics.metadata.update(json.load(summary))
+    metrics.metadata.update(labkit("quantize", variant, *asked, "--store", store))
     return variant
 
 
 def evaluate(
     model: str, variant: str, profile: str, data: str, limit: int, store: str, metrics: Output[Metrics]
 ) -> str:
-    """Scores one variant as it lies in the store, and sends the samples there."""
-    import json
-    import os
-    import subprocess
-    import tempfile
-
-    labkit = [os.environ.get("LABKIT_PYTHON", "python3"), "-m", "labkit.ops.cli"]
+    """Scores one variant as it lies in the store, and uploads the samples to it."""
     asked = ["--profile", profile, "-p", "model", model, "-p", "data", data, "-p", "limit", str(limit)]
-    with tempfile.NamedTemporaryFile() as summary:
-        subprocess.run([*labkit, "evaluate", variant, *asked, "--store", store, "--summary", summary.name], check=True)
-        metrics.metadata.update(json.load(summary))
+    metrics.metadata.update(labkit("evaluate", variant, *asked, "--store", store))
     return variant
 
 
@@ -70,30 +65,22 @@ def compare(
     models: list[str], schemes: list[str], profile: str, store: str, evaluated: list[str], report: Output[Markdown]
 ) -> None:
     """Sets every variant against its baseline; fails unless all of them recovered. `evaluated`: what to wait for."""
-    import json
-    import os
-    import subprocess
-    import tempfile
-
-    labkit = [os.environ.get("LABKIT_PYTHON", "python3"), "-m", "labkit.ops.cli"]
     asked = [word for model in models for word in ("--model", model)]
     asked += ["--profile", profile, "--store", store, "--report", report.path]
-    with tempfile.NamedTemporaryFile() as summary:
-        subprocess.run([*labkit, "compare", *schemes, *asked, "--summary", summary.name], check=True)
-        report.metadata.update(json.load(summary))
+    report.metadata.update(labkit("compare", *schemes, *asked))
 
 
 def pipeline(
     image: str, gpus: int = 1, memory: str = "", secret: str = "", parallel: int | None = None
 ) -> Callable[..., Any]:
-    """The pipeline for a cluster's settings.
+    """The pipeline for a cluster's settings, which `labkit.pipeline.Cluster` describes.
 
-    image: what every step runs in. gpus: that evaluating asks for, and splits the model over; quantizing takes one, for
-    it goes through a model block by block. memory: that each of the two asks for, as Kubernetes writes it (64Gi).
-    secret: the Kubernetes secret with the S3 keys, a workbench's data connection. parallel: how many variants at once,
-    None for as many as the cluster has room for.
+    An evaluation splits its model over the GPUs; quantizing takes one, because it goes through a model block by block.
+    parallel: how many variants at once, None for as many as the cluster has room for.
     """
-    stages = {f.__name__: component(f, base_image=image) for f in (plan, quantize, evaluate, compare)}
+    # kfp is in the image's own interpreter already, and a step installs nothing while it runs
+    options = {"install_kfp_package": False, "packages_to_install": [], "additional_funcs": [labkit]}
+    stages = {f.__name__: dsl.component(f, base_image=image, **options) for f in (plan, quantize, evaluate, compare)}
 
     def fitted(task: dsl.PipelineTask, heavy: bool = True, split: int = 1) -> dsl.PipelineTask:
         task.set_caching_options(False)  # a step's result lies in the store, where kfp can't see whether it still does
@@ -122,10 +109,8 @@ def pipeline(
             made = fitted(stages["quantize"](variant=item.variant, **same))
             scored = fitted(stages["evaluate"](variant=made.outputs["Output"], **same), split=gpus)
         every = dsl.Collected(scored.outputs["Output"])
-        fitted(
-            stages["compare"](models=models, schemes=schemes, profile=profile, store=store, evaluated=every),
-            heavy=False,
-        )
+        asked = {"models": models, "schemes": schemes, "profile": profile, "store": store, "evaluated": every}
+        fitted(stages["compare"](**asked), heavy=False)
 
     return labs
 
@@ -140,9 +125,8 @@ def main(what: str, where: str, *texts: str) -> None:
         local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=where, raise_on_error=True)
         labs(**json.loads(texts[0]))
     else:
-        client = Client(
-            host=where, existing_token=os.environ.get("KFP_TOKEN"), ssl_ca_cert=os.environ.get("KFP_CA_BUNDLE")
-        )
+        token, certificate = os.environ.get("KFP_TOKEN"), os.environ.get("KFP_CA_BUNDLE")
+        client = Client(host=where, existing_token=token, ssl_ca_cert=certificate)
         started = client.create_run_from_pipeline_func(labs, arguments=json.loads(texts[0]), enable_caching=False)
         with open(texts[2], "w") as file:
             json.dump({"run": started.run_id, "name": started.run_info.display_name}, file)

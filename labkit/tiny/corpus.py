@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 Split = Literal["train", "calibration", "test"]
 
@@ -148,7 +148,7 @@ ENDINGS = [
 
 @dataclass(frozen=True)
 class Story:
-    """One short story, for perplexity; the key is its cast and plot."""
+    """One short story, for perplexity."""
 
     key: str
     text: str
@@ -171,33 +171,33 @@ def draw_story(rng: random.Random) -> Story:
     return Story(f"{name}:{trait}:{place}:{animal}:{thing}:{trouble}", text)
 
 
-def _rows(draw: Callable[[random.Random], Problem | Story], split: Split, seed: int) -> Iterator[Problem | Story]:
+Row = TypeVar("Row", Problem, Story)
+
+
+def _rows(draw: Callable[[random.Random], Row], split: Split, count: int, seed: int) -> list[Row]:
+    """The first `count` different rows of a split; row by row, each from a generator of its own."""
     if split not in get_args(Split):
         raise ValueError(f"split is {split!r}; the splits are {', '.join(get_args(Split))}")
-    seen: set[str] = set()
+    found: dict[str, Row] = {}
     index = 0
-    while True:
+    while len(found) < count:
         rng = random.Random(f"{seed}:{split}:{draw.__name__}:{index}")
-        index += 1
         row = draw(rng)
         while split_of(row.key) != split:
             row = draw(rng)
-        text = row.question if isinstance(row, Problem) else row.text
-        if text not in seen:
-            seen.add(text)
-            yield row
+        found.setdefault(row.question if isinstance(row, Problem) else row.text, row)
+        index += 1
+    return list(found.values())
 
 
 def problems(split: Split, count: int, seed: int = 0) -> list[Problem]:
     """`count` different problems of a split, always the same ones for the same seed."""
-    rows = _rows(draw_problem, split, seed)
-    return [row for row in (next(rows) for _ in range(count)) if isinstance(row, Problem)]
+    return _rows(draw_problem, split, count, seed)
 
 
 def stories(split: Split, count: int, seed: int = 0) -> list[Story]:
     """`count` different stories of a split, always the same ones for the same seed."""
-    rows = _rows(draw_story, split, seed)
-    return [row for row in (next(rows) for _ in range(count)) if isinstance(row, Story)]
+    return _rows(draw_story, split, count, seed)
 
 
 def prompt(question: str) -> str:

@@ -14,8 +14,6 @@ LAST = """() => {
   return failed || /\\[\\d+\\]/.test(prompts.at(-1));
 }"""
 IDLE = """() => document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"""
-
-
 UNDESCRIBED = """() => [...document.querySelectorAll('.jp-OutputArea-child:has(.jp-RenderedImage)')].filter(
   image => !image.nextElementSibling?.querySelector('.jp-RenderedMarkdown em')?.textContent.trim()).length"""
 
@@ -49,15 +47,6 @@ class NotebookPage:
         """The outputs of one kind, as they are read."""
         return self.page.locator(f'.jp-OutputArea-output[data-mime-type="{mime_type}"]').all_inner_texts()
 
-    @property
-    def errors(self) -> list[str]:
-        return self.texts("application/vnd.jupyter.error")
-
-    @property
-    def red(self) -> list[str]:
-        """What JupyterLab shows in red: the standard error stream."""
-        return self.texts("application/vnd.jupyter.stderr")
-
     def undescribed(self) -> int:
         """How many pictures have no sentence under them."""
         return int(self.page.evaluate(UNDESCRIBED))
@@ -76,7 +65,7 @@ class NotebookPage:
         handle = explorer.locator("img").first.element_handle()
         assert handle is not None
         self.page.wait_for_function(
-            "([box, before]) => box.querySelector('img').src !== before",
+            "([box, before]) => ![before, undefined].includes(box.querySelector('img')?.src)",
             arg=[explorer.element_handle(), before],
             timeout=REACT_SECONDS * 1000,
         )

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urljoin, urlparse
+from urllib.parse import unquote, urljoin, urlparse
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
-from labkit.ops.pages import write_book
+from labkit.ops.report import write_book
 from tests.browser.conftest import SIZE, keep
 from tests.conftest import LabsRun
 from tests.ops.probes import labkit, write_lab
@@ -72,7 +72,7 @@ def visit(page: Page, start: str) -> list[str]:
             if urlparse(file).netloc != urlparse(start).netloc:
                 continue  # the world outside, which a test does not need
             if anchor and file == address:
-                assert page.locator(f"[id='{anchor}']").count() == 1, f"{address} leads to #{anchor}"
+                assert page.evaluate("id => !!document.getElementById(id)", unquote(anchor)), f"{address}#{anchor}"
             if file.endswith(".html"):
                 waiting += [file] if file not in [*waiting, *seen] else []
             else:

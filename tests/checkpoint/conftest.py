@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from labkit.calibration import calibration_set
+from labkit.data import calibration_set
 from labkit.profiles import TINY
 from labkit.quantize import quantizing
 
@@ -27,24 +28,18 @@ def quantized(base: Path) -> dict[str, Path]:
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
     rows = calibration_set(TINY.calibration, small_tokenizer(), rows=8)
-    data = {"dataset": rows.dataset(), "max_seq_length": 256, "num_calibration_samples": 8}
+    calibrated = {"dataset": rows.dataset(), "max_seq_length": 256, "num_calibration_samples": 8}
     linear = {"targets": "Linear", "ignore": ["lm_head"]}
-    recipes = {
-        "fp8": (QuantizationModifier(scheme="FP8_DYNAMIC", **linear), {}),
-        "static": (QuantizationModifier(scheme="FP8", **linear), data),
-        "int8": (QuantizationModifier(scheme="W8A8", **linear), {}),
-        "w4a16": (QuantizationModifier(scheme="W4A16", **linear), {}),
-        "mxfp4a16": (QuantizationModifier(scheme="MXFP4A16", **linear), {}),
-        "nvfp4a16": (QuantizationModifier(scheme="NVFP4A16", **linear), {}),
-        "head": (QuantizationModifier(scheme="FP8_DYNAMIC", targets="Linear"), {}),
-        "smooth": (
-            [SmoothQuantModifier(smoothing_strength=0.8), GPTQModifier(scheme="W8A8", actorder=None, **linear)],
-            data,
-        ),
-    }
+    schemes = {"fp8": "FP8_DYNAMIC", "static": "FP8", "int8": "W8A8", "w4a16": "W4A16"}
+    schemes |= {"mxfp4a16": "MXFP4A16", "nvfp4a16": "NVFP4A16"}
+    recipes: dict[str, Any] = {name: QuantizationModifier(scheme=scheme, **linear) for name, scheme in schemes.items()}
+    recipes["head"] = QuantizationModifier(scheme="FP8_DYNAMIC", targets="Linear")
+    gptq = GPTQModifier(scheme="W8A8", actorder=None, **linear)
+    recipes["smooth"] = [SmoothQuantModifier(smoothing_strength=0.8), gptq]
     folders = {}
-    for name, (recipe, more) in recipes.items():
+    for name, recipe in recipes.items():
         folders[name] = base.parent / name
+        more = calibrated if name in ("static", "smooth") else {}
         with quantizing(folders[name], base, log=base.parent / "quantize.log") as job:
             model = job.load()
             oneshot(model=model, recipe=recipe, **more)

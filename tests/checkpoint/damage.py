@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from labkit.manifest import MANIFEST
+from labkit.files import MANIFEST
 
 
 def copy_with_tensors(folder: Path, to: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
-    """A copy whose tensors went through `change`, in place; without its manifest, which would tell at once."""
+    """A copy whose tensors went through `change`, in place; without its manifest, which would show it at once."""
     shutil.copytree(folder, to, ignore=shutil.ignore_patterns(MANIFEST))
     tensors = load_file(to / "model.safetensors")
     change(tensors)

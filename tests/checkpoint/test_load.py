@@ -1,4 +1,4 @@
-"""Strict loading: what a checkpoint lacks, holds too much, or hides is an error that names it."""
+"""Loading strictly, saving, and what quantization left in a checkpoint: weights and scales."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from labkit import checkpoint
-from labkit.errors import CheckpointError, UsageError
+from labkit.errors import CheckpointError
+from labkit.files import verify_manifest
 
 from ..models import make_model, small_tokenizer
 from .damage import copy_with_config, copy_with_tensors
 
 UP = "model.layers.0.mlp.up_proj"
-IDS = torch.tensor([list(range(5, 60))])
+Q = "model.layers.0.self_attn.q_proj"
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "granite", "mistral", "gemma"])
@@ -30,165 +31,153 @@ def test_real_architectures_load_with_every_tensor_from_the_files(tmp_path: Path
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in stored.items())
 
 
-def test_a_sharded_and_tied_checkpoint_loads(tmp_path: Path) -> None:
+def test_a_sharded_and_tied_checkpoint_loads_and_a_missing_shard_is_named(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "m", "qwen2", tied=True, shard_size="200KB")
-    assert len(list(folder.glob("model-*.safetensors"))) > 2
     model = checkpoint.load(folder)
     assert model.lm_head.weight is model.model.embed_tokens.weight
-
-
-@pytest.mark.parametrize("name", ["fp8", "static", "int8", "w4a16", "smooth", "head"])
-def test_a_quantized_checkpoint_loads_and_computes_close_to_its_base(
-    base: Path, quantized: dict[str, Path], name: str
-) -> None:
-    with torch.no_grad():
-        wanted, found = checkpoint.load(base)(IDS).logits.float(), checkpoint.load(quantized[name])(IDS).logits.float()
-    off = float((found - wanted).norm() / wanted.norm())
-    assert 0 < off < (0.2 if name == "w4a16" else 0.08)
-
-
-@pytest.mark.parametrize("lost", ["model.norm.weight", f"{UP}.weight", "lm_head.weight"])
-def test_a_missing_tensor_is_named(base: Path, tmp_path: Path, lost: str) -> None:
-    folder = copy_with_tensors(base, tmp_path / "m", lambda tensors: tensors.pop(lost))
-    with pytest.raises(CheckpointError, match=f"missing: {lost}"):
+    _, shard, *_ = sorted(folder.glob("model-*.safetensors"))
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=f"lacks {shard.name}"):
         checkpoint.load(folder)
 
 
-@pytest.mark.parametrize("lost", [f"{UP}.weight", f"{UP}.weight_scale", "model.norm.weight"])
+@pytest.mark.parametrize(
+    ("name", "lost", "says"),
+    [
+        ("base", f"{UP}.weight", f"missing: {UP}.weight"),
+        ("base", "lm_head.weight", "missing: lm_head.weight"),
+        ("int8", f"{UP}.weight", f"{UP}: the file holds its scales and no weight"),
+        ("int8", f"{UP}.weight_scale", f"{UP}: config.json says INT8 per channel, the file holds no weight_scale"),
+        ("int8", "model.norm.weight", "missing: model.norm.weight"),
+    ],
+)
 def test_a_missing_tensor_of_a_quantized_checkpoint_is_named(
-    quantized: dict[str, Path], tmp_path: Path, lost: str
+    base: Path, quantized: dict[str, Path], tmp_path: Path, name: str, lost: str, says: str
 ) -> None:
-    folder = copy_with_tensors(quantized["int8"], tmp_path / "m", lambda tensors: tensors.pop(lost))
-    with pytest.raises(CheckpointError, match=f"missing: {lost}"):
+    source = ({"base": base} | quantized)[name]
+    folder = copy_with_tensors(source, tmp_path / "m", lambda tensors: tensors.pop(lost))
+    with pytest.raises(CheckpointError, match=says):
         checkpoint.load(folder)
 
 
-@pytest.mark.parametrize("which", ["plain", "int8"])
+@pytest.mark.parametrize("name", ["base", "int8"])
 def test_unexpected_and_misshapen_tensors_are_named(
-    base: Path, quantized: dict[str, Path], tmp_path: Path, which: str
+    base: Path, quantized: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
-    def spoil(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["model.layers.9.mlp.up_proj.weight"] = torch.zeros(3, 3)
-        tensors["model.norm.weight"] = torch.zeros(7, dtype=torch.bfloat16)
-
-    folder = copy_with_tensors(base if which == "plain" else quantized["int8"], tmp_path / "m", spoil)
+    added = {"model.layers.9.mlp.up_proj.bias": torch.zeros(3), "model.norm.weight": torch.zeros(7).bfloat16()}
+    source = ({"base": base} | quantized)[name]
+    folder = copy_with_tensors(source, tmp_path / "m", lambda tensors: tensors.update(added))
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(folder)
-    assert r"unexpected: model.layers.9.mlp.up_proj.weight" in caught.value.what
+    assert "unexpected: model.layers.9.mlp.up_proj.bias" in caught.value.what
     assert "of another shape than config.json says: model.norm.weight" in caught.value.what
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999999])
-def test_a_cut_file_is_an_error_at_any_length(base: Path, tmp_path: Path, share: float) -> None:
-    folder = shutil.copytree(base, tmp_path / "m")
-    whole = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        checkpoint.inspect(folder)
-    with pytest.raises(CheckpointError):
-        checkpoint.load(folder)
-
-
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
-    folder = make_model(tmp_path / "m", shard_size="200KB")
-    lost = sorted(folder.glob("model-*.safetensors"))[1]
-    lost.unlink()
-    with pytest.raises(CheckpointError, match=f"lacks {lost.name}"):
-        checkpoint.load(folder)
-
-
-def test_a_pickle_is_refused_and_never_opened(base: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(base, tmp_path / "m")
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"not even a pickle")
-    with pytest.raises(CheckpointError, match=r"no safetensors file, only pytorch_model\.bin"):
-        checkpoint.load(folder)
-
-
-def test_a_pickle_beside_safetensors_is_left_alone(base: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(base, tmp_path / "m")
-    (folder / "pytorch_model.bin").write_bytes(b"not even a pickle")
-    assert checkpoint.load(folder).num_parameters() > 0
-
-
-def test_a_checkpoint_that_brings_its_own_code_is_refused(base: Path, tmp_path: Path) -> None:
-    folder = copy_with_config(
-        base, tmp_path / "m", lambda config: config.update(auto_map={"AutoModelForCausalLM": "modeling_x.X"})
-    )
-    (folder / "modeling_x.py").write_text("raise SystemExit('this code ran')")
-    for read in (checkpoint.load, lambda f: checkpoint.resolve_model(str(f), offline=True)):
-        with pytest.raises(CheckpointError, match="asks for code of its own"):
-            read(folder)
-
-
-def test_an_unknown_architecture_is_a_checkpoint_error(base: Path, tmp_path: Path) -> None:
-    folder = copy_with_config(
-        base, tmp_path / "m", lambda config: config.update(model_type="nothing", architectures=["NothingForCausalLM"])
-    )
+def test_an_unknown_architecture_is_an_error_and_no_quantization_is_none(base: Path, tmp_path: Path) -> None:
+    null = copy_with_config(base, tmp_path / "null", lambda config: config.update(quantization_config=None))
+    assert checkpoint.load(null).dtype == torch.bfloat16, "as tools that merge models write it"
+    unknown = {"model_type": "nothing", "architectures": ["NothingForCausalLM"]}
+    folder = copy_with_config(base, tmp_path / "m", lambda config: config.update(unknown))
     with pytest.raises(CheckpointError, match="can't be loaded"):
         checkpoint.load(folder)
 
 
-def test_a_tokenizer_that_is_not_there_is_a_checkpoint_error(base: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(base, tmp_path / "m")
-    for path in folder.glob("tokenizer*"):
-        path.unlink()
+def test_a_tokenizer_comes_back_as_it_was_saved_and_a_missing_one_is_an_error(base: Path, tmp_path: Path) -> None:
+    text = "Question: Mia has 14 apples.\nAnswer:"
+    assert checkpoint.load_tokenizer(base)(text)["input_ids"] == small_tokenizer()(text)["input_ids"]
+    folder = shutil.copytree(base, tmp_path / "m", ignore=shutil.ignore_patterns("tokenizer*"))
     with pytest.raises(CheckpointError, match="tokenizer in"):
         checkpoint.load_tokenizer(folder)
 
 
-def test_the_tokenizer_comes_back_as_it_was_saved(base: Path) -> None:
-    text = "Question: Mia has 14 apples.\nAnswer:"
-    assert checkpoint.load_tokenizer(base)(text)["input_ids"] == small_tokenizer()(text)["input_ids"]
+# --- saving -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_local_folder_is_its_own_model(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert checkpoint.resolve_model(str(base), offline=True) == base
-    monkeypatch.chdir(base.parent)
-    assert checkpoint.resolve_model("base", offline=True) == base
+def test_a_saved_model_is_the_loaded_one_and_its_manifest_fits(base: Path, tmp_path: Path) -> None:
+    checkpoint.save(checkpoint.load(base), checkpoint.load_tokenizer(base), tmp_path / "out", base="b", variant="bf16")
+    assert checkpoint.different_tensors(base, tmp_path / "out") == []
+    manifest = verify_manifest(tmp_path / "out")
+    assert (manifest["base"], manifest["variant"]) == ("b", "bf16")
+    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= manifest["files"].keys()
 
 
-@pytest.mark.parametrize("model", ["./nowhere", "/nowhere/at/all", "a b", "one/two/three"])
-def test_a_folder_that_is_not_there_is_no_hub_id(model: str) -> None:
-    with pytest.raises(CheckpointError, match="no such folder"):
-        checkpoint.resolve_model(model, offline=True)
+def test_a_generation_config_is_kept_as_it_is_also_one_that_contradicts_itself(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m")
+    contradiction = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [2, 1]}
+    (folder / "generation_config.json").write_text(json.dumps(contradiction))
+    model = checkpoint.load(folder)
+    checkpoint.save(model, small_tokenizer(), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()).items() >= contradiction.items()
+    assert model.generation_config.temperature == 0.6, "the model in memory keeps it too"
 
 
-def test_a_hub_model_that_is_not_cached_points_at_a_local_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# --- the scales of a KV cache -----------------------------------------------------------------------------------------
+
+
+def test_a_copy_with_other_cache_scales_differs_in_nothing_else(tmp_path: Path) -> None:
+    plain, rescaled = make_model(tmp_path / "plain"), tmp_path / "rescaled"
+    assert checkpoint.cache_scales(plain) == {}
+    with pytest.raises(CheckpointError, match="has no scales of a KV cache"):
+        checkpoint.rescale_cache(plain, rescaled, 0.5)
+    scales = {f"model.layers.{n}.self_attn.{kind}_scale": 2.0**-n for n in (0, 1) for kind in "kv"}
+    stored = {name: torch.tensor([scale], dtype=torch.bfloat16) for name, scale in scales.items()}
+    calibrated = copy_with_tensors(plain, tmp_path / "calibrated", lambda tensors: tensors.update(stored))
+    assert checkpoint.cache_scales(calibrated) == scales
+    checkpoint.rescale_cache(calibrated, rescaled, 0.5)
+    assert checkpoint.cache_scales(rescaled) == {name: scale / 2 for name, scale in scales.items()}
+    assert set(checkpoint.different_tensors(calibrated, rescaled)) == scales.keys()
+    files = {path.name for path in calibrated.iterdir()} | {"labkit_manifest.json"}
+    assert {path.name for path in rescaled.iterdir()} == files
+
+
+# --- weight errors ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("int8", 0.004, 0.012),
+        ("head", 0.02, 0.035),
+        ("w4a16", 0.08, 0.16),
+        ("nvfp4a16", 0.08, 0.16),
+        ("mxfp4a16", 0.08, 0.16),
+    ],
+)
+def test_each_format_errs_as_its_bits_allow_and_as_the_loaded_model_does(
+    base: Path, quantized: dict[str, Path], name: str, least: float, most: float
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError) as caught:
-        checkpoint.resolve_model("someone/some-model", offline=True)
-    assert "someone/some-model is not in this machine's hub cache" in caught.value.what
-    assert "model = FOLDER" in caught.value.fix
+    errors = checkpoint.weight_errors(quantized[name], base)
+    assert least < sum(errors.values()) / len(errors) < most
+    original, model = load_file(base / "model.safetensors"), checkpoint.load(quantized[name]).state_dict()
+    layer = "model.layers.1.mlp.down_proj"
+    weight = original[f"{layer}.weight"].float()
+    expected = float((model[f"{layer}.weight"].float() - weight).norm() / weight.norm())
+    assert errors[layer] == pytest.approx(expected, rel=0.05)  # the loaded one is rounded to BF16
 
 
-def test_a_hub_model_that_is_cached_is_found_offline(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "groups", "top"), [("mxfp4a16", 32, 6), ("nvfp4a16", 16, 6), ("w4a16", 128, 7.5), ("int8", 128, 127.5)]
+)
+def test_scales_are_what_codes_are_multiplied_with(
+    base: Path, quantized: dict[str, Path], name: str, groups: int, top: float
 ) -> None:
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "models--someone--some-model"
-    snapshot = shutil.copytree(base, repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    found = checkpoint.resolve_model("someone/some-model", offline=True)
-    assert found == snapshot
-    assert checkpoint.short_name(str(found)) == "some-model"
+    weight = load_file(base / "model.safetensors")[f"{Q}.weight"].float()
+    scales = checkpoint.weight_scales(quantized[name], Q)
+    assert scales.shape == (weight.shape[0], weight.shape[1] // groups)
+    largest = weight.reshape(*scales.shape, -1).abs().amax(-1) / scales  # in units of the grid
+    assert 0.6 * top < float(largest.median()) < 1.2 * top
+    if name == "mxfp4a16":
+        assert set(torch.frexp(scales).mantissa.unique().tolist()) == {0.5}  # powers of two
+    with pytest.raises(CheckpointError, match=r"no quantized layer model\.layers\.9\.x"):
+        checkpoint.weight_scales(quantized[name], "model.layers.9.x")
 
 
-def test_short_names_are_fit_for_folders_and_the_ledger() -> None:
-    assert checkpoint.short_name("Qwen/Qwen2.5-7B-Instruct") == "Qwen2.5-7B-Instruct"
-    assert checkpoint.short_name("/data/my models/Some Model (v2)/") == "Some-Model-v2"
-    assert checkpoint.short_name("x/a--b") == "a-b", "-- parts the model from the variant"
-    assert checkpoint.short_name("/somewhere/tiny") != "tiny", "that name means the embedded model"
-    with pytest.raises(UsageError, match="no name"):
-        checkpoint.short_name("/data/---")
-
-
-def test_config_json_that_is_damaged_is_named(base: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(base, tmp_path / "m")
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"})[:-3])
-    with pytest.raises(CheckpointError, match=r"config\.json is not JSON"):
-        checkpoint.load(folder)
+def test_a_tied_head_is_compared_with_the_embeddings_and_what_is_no_base_is_refused(
+    base: Path, quantized: dict[str, Path], tmp_path: Path
+) -> None:
+    assert {"lm_head", Q} <= checkpoint.weight_errors(quantized["head"], make_model(tmp_path / "t", tied=True)).keys()
+    for other in ("hidden", 256), ("layers", 1):
+        with pytest.raises(CheckpointError, match=r"has no tensor model\.layers\.\d\..* of shape"):
+            checkpoint.weight_errors(quantized["int8"], make_model(tmp_path / other[0], **dict([other])))
+    with pytest.raises(CheckpointError, match="were scaled or rotated"):
+        checkpoint.weight_errors(quantized["smooth"], base)

@@ -34,9 +34,8 @@ class Counts:
             self.bytes_lost += bytes_lost
 
     def __str__(self) -> str:
-        return (
-            f"{self.injected:,} faults injected, {self.processes_left:,} processes left, {self.bytes_lost:,} bytes lost"
-        )
+        left = f"{self.processes_left:,} processes left, {self.bytes_lost:,} bytes lost"
+        return f"{self.injected:,} faults injected, {left}"
 
 
 @dataclass
@@ -76,12 +75,9 @@ class Fault:
     @contextmanager
     def keeps(self, *paths: Path) -> Iterator[None]:
         """Every byte of these files, and of all below these folders, is the same after the block."""
-        before = {path: path.read_bytes() for place in paths for path in _files(place)}
+        files = [path for place in paths for path in (place, *place.rglob("*")) if path.is_file()]
+        before = {path: path.read_bytes() for path in files}
         yield
         lost = [path for path, data in before.items() if not path.is_file() or path.read_bytes() != data]
         self.counts.add(bytes_lost=sum(len(before[path]) for path in lost))
         assert lost == []
-
-
-def _files(place: Path) -> list[Path]:
-    return sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]

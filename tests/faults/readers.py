@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from labkit.checkpoint import read_headers
+from labkit.checkpoint.folder import read_config, weight_files
+from labkit.data import read_rows
 from labkit.errors import LabError
+from labkit.files import MANIFEST, verify_manifest
 from labkit.ledger import Ledger
-from labkit.localdata import read_rows
-from labkit.manifest import MANIFEST, verify_manifest
-from labkit.modelfolder import read_config, weight_files
 
 Reader = Callable[[bytes], str]
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from labkit.calibration import calibration_set
+from labkit.data import calibration_set
 from labkit.errors import DataError
 from labkit.lab import Lab
 from labkit.profiles import TINY, WORKBENCH, Parameters
-from labkit.workspace import Workspace
+from labkit.store import Context, Workspace
 from tests.conftest import ROOT
 from tests.faults.count import Fault
 from tests.models import make_model, small_tokenizer
@@ -31,40 +31,29 @@ def calibrate(tmp_path: Path, data: bytes, **more: Any) -> Any:
     return calibration_set(TINY.calibration, more.pop("tokenizer", small_tokenizer()), data=str(tmp_path), **more)
 
 
-@pytest.mark.parametrize(
-    ("data", "says"),
-    [
-        (b"", r"calibration\.jsonl has no rows"),
-        (b"\n\n \n", r"calibration\.jsonl has no rows"),
-        (LINE * 2 + b'{"messages": "caf\xe9"}\n' + LINE, r"is not UTF-8 text: byte \d+ is 0xe9, in line 3"),
-        (LINE + b'{"messages": \n' + LINE, r"line 2 is not JSON"),
-        (LINE + b"[" * 200_000 + b"\n", r"line 2 is not JSON"),
-        (LINE + LINE[:-20], r"line 2 is not JSON"),
-        (LINE + b"\x00\x00\x00\n", r"line 2 is not JSON"),
-        (LINE + b'{"words": 1}\n', r"row 2|line 2"),
-        (LINE + b'{"messages": NaN}\n', r"row 2|line 2"),
-        (LINE + b'{"messages": [{"role": "user"}]}\n', r"row 2|line 2"),
-    ],
-    ids=[
-        "empty",
-        "blank",
-        "not UTF-8",
-        "cut JSON",
-        "deep",
-        "cut at the end",
-        "zeros",
-        "no column",
-        "NaN",
-        "no content",
-    ],
-)
-def test_a_bad_file_is_an_error_that_names_the_place(tmp_path: Path, fault: Fault, data: bytes, says: str) -> None:
+BAD: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", r"calibration\.jsonl has no rows"),
+    "blank": (b"\n\n \n", r"calibration\.jsonl has no rows"),
+    "not UTF-8": (LINE * 2 + b'{"messages": "caf\xe9"}\n' + LINE, r"not UTF-8 text: byte \d+ is 0xe9, in line 3"),
+    "cut JSON": (LINE + b'{"messages": \n' + LINE, "line 2 is not JSON"),
+    "deep": (LINE + b"[" * 200_000 + b"\n", "line 2 is not JSON"),
+    "cut at the end": (LINE + LINE[:-20], "line 2 is not JSON"),
+    "zeros": (LINE + b"\x00\x00\x00\n", "line 2 is not JSON"),
+    "no column": (LINE + b'{"words": 1}\n', "row 2"),
+    "NaN": (LINE + b'{"messages": NaN}\n', "row 2"),
+    "no content": (LINE + b'{"messages": [{"role": "user"}]}\n', "row 2"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_file_is_an_error_that_names_the_place(tmp_path: Path, fault: Fault, what: str) -> None:
+    data, says = BAD[what]
     fault.injected()
-    with pytest.raises(DataError, match=says) as told:
+    with pytest.raises(DataError, match=says) as refused:
         calibrate(tmp_path, data)
-    assert "calibration.jsonl" in str(told.value)
-    assert told.value.fix
-    assert len(str(told.value)) < 2000, "an error quotes a line's beginning, not all of it"
+    assert "calibration.jsonl" in str(refused.value)
+    assert refused.value.fix
+    assert len(str(refused.value)) < 2000, "an error quotes a line's beginning, not all of it"
 
 
 def test_one_row_is_an_error_that_says_how_many_are_wanted_and_one_is_enough_for_one(
@@ -78,7 +67,7 @@ def test_one_row_is_an_error_that_says_how_many_are_wanted_and_one_is_enough_for
 
 LONG = """
 import sys
-from labkit.calibration import calibration_set
+from labkit.data import calibration_set
 from labkit.profiles import TINY
 from tests.models import small_tokenizer
 (row,) = calibration_set(TINY.calibration, small_tokenizer(), data=sys.argv[1], rows=1).input_ids
@@ -112,25 +101,27 @@ def test_rows_that_repeat_the_test_set_are_told_with_their_number_and_the_first_
     questions = [f"Ann has {number} red apples and eats two. How many are left?" for number in range(40)]
     calibration = [{"question": q.upper() if i % 2 else q, "answer": "n"} for i, q in enumerate(questions[:6])]
     calibration += [{"question": f"What is {i} plus {i}, please?", "answer": "n"} for i in range(10)]
-    for name, rows in (
-        ("calibration", calibration),
-        ("gsm8k_test", [{"question": q, "answer": "n"} for q in questions[3:]]),
-    ):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(tmp_path, "calibration", calibration)
+    write(tmp_path, "gsm8k_test", [{"question": question} for question in questions[3:]])
     fault.injected()
     profile = replace(WORKBENCH, calibration=replace(WORKBENCH.calibration, rows=16))
     model = make_model(tmp_path / "model")
-    lab = Lab("02_x", profile, Workspace(tmp_path / "ws"), Parameters(model=str(model), data=str(tmp_path)))
-    lab.calibration_rows()
-    said = " ".join(capsys.readouterr().out.split())
-    assert (
-        "Warning: of gsm8k_test.jsonl, 3 of the questions stand in the 16 calibration rows of calibration.jsonl" in said
-    )
-    assert repr(questions[3][:60]) in said
-    (tmp_path / "ifeval.jsonl").write_text(json.dumps({"prompt": questions[2]}) + "\n")
-    lab.calibration_rows()
-    assert "Warning: of ifeval.jsonl, 1 of the questions" in capsys.readouterr().out
+    context = Context(Workspace(tmp_path / "workspace"), profile, data=str(tmp_path))
+    lab = Lab("02_x", context, Parameters(model=str(model), data=str(tmp_path)))
+
+    def said() -> str:
+        lab.calibration_rows()
+        return " ".join(capsys.readouterr().out.split())
+
+    first = said()
+    assert "Warning: of gsm8k_test.jsonl, 3 of the questions stand in the 16 calibration rows of calibration." in first
+    assert repr(questions[3][:60]) in first
+    write(tmp_path, "ifeval", [{"prompt": questions[2]}])
+    assert "Warning: of ifeval.jsonl, 1 of the questions" in said()
     (tmp_path / "ifeval.jsonl").unlink()
-    (tmp_path / "gsm8k_test.jsonl").write_text(json.dumps({"question": questions[30], "answer": "n"}) + "\n")
-    lab.calibration_rows()
-    assert capsys.readouterr().out == ""
+    write(tmp_path, "gsm8k_test", [{"question": questions[30]}])
+    assert said() == ""
+
+
+def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

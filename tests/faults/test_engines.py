@@ -1,6 +1,7 @@
 """Engines and servers under faults: full service or a clear error, nothing left, and the memory comes back.
 
-What kills a server's processes, its engine core or its parent stands in `tests/serving/test_server.py`.
+What kills a server's processes, its engine core or its parent stands in `tests/test_serve.py`, and what kills
+an engine or what it was forked from in `tests/test_engine.py`.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +22,30 @@ import httpx
 import psutil
 import pytest
 
-from labkit.engine import run_script
+from labkit.engine import run, run_source
 from labkit.errors import ProcessFailed
-from labkit.profiles import TINY
-from labkit.serving import Server, serve
+from labkit.serve import Server, serve
+from labkit.store import Context
 from tests.faults.count import Fault
-from tests.models import make_model
+from tests.models import make_context, make_model
 from tests.processes_left import MARKER, wait_until
 
-ENGINE = replace(TINY.engine, max_model_len=512)
 REQUESTS, CLIENTS, TOKENS = 500, 64, 8
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("served") / "model")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    return make_context(tmp_path_factory.mktemp("engines"), max_model_len=512)
 
 
 @pytest.fixture(scope="module")
-def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(model, engine=ENGINE, log=tmp_path_factory.mktemp("server") / "log", name="small") as running:
+def model(context: Context) -> Path:
+    return make_model(context.workspace.checkpoints / "model")
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, context: Context) -> Iterator[Server]:
+    with serve(model, context, log=context.log("server")) as running:
         yield running
 
 
@@ -62,10 +68,7 @@ def request(server: Server, **more: Any) -> dict[str, Any]:
 def running(server: Server) -> float:
     """Requests that the engine works on or queues, as it says itself."""
     text = httpx.get(f"{server.url.removesuffix('/v1')}/metrics", trust_env=False).text
-    lines = [
-        line for line in text.splitlines() if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_w"))
-    ]
-    return sum(float(line.split()[-1]) for line in lines)
+    return sum(float(count) for count in re.findall(r"^vllm:num_requests_(?:running|waiting)\{.* (\S+)$", text, re.M))
 
 
 def test_a_storm_of_requests_is_answered_whole_while_another_is_cancelled(server: Server, fault: Fault) -> None:
@@ -115,16 +118,27 @@ def test_a_client_that_reads_nothing_keeps_nobody_waiting(server: Server, fault:
 
 @pytest.mark.long
 def test_a_port_that_is_taken_between_choosing_and_binding_is_an_error_that_says_so(
-    model: Path, tmp_path: Path, known: Fault
+    model: Path, context: Context, tmp_path: Path, known: Fault
 ) -> None:
-    server = serve(model, engine=ENGINE, log=tmp_path / "log", wait=False)
-    with server, socket.socket() as taker:  # vLLM imports itself for seconds before it binds
-        taker.bind(("127.0.0.1", server.port))
-        taker.listen()
+    with socket.socket() as taker:
+        taker.bind(("127.0.0.1", 0))
+        port = taker.getsockname()[1]
+    log = tmp_path / "log"
+    with socket.socket() as taker:
+
+        def take() -> None:
+            assert wait_until(log.exists)  # it has started, and vLLM imports itself for seconds before it binds
+            taker.bind(("127.0.0.1", port))
+            taker.listen()
+
+        taking = threading.Thread(target=take)
+        taking.start()
         known.injected()
-        with pytest.raises(ProcessFailed, match=f"on port {server.port} died") as told:
-            server.wait()
-    assert "in use" in str(told.value)
+        with pytest.raises(ProcessFailed, match=f"on port {port} died") as told:
+            serve(model, context, log=log, port=port)
+        taking.join()
+    assert "in use" in told.value.why
+    assert f"another program took port {port}" in told.value.fix
     known.nothing_left()
 
 
@@ -138,18 +152,13 @@ answer = str(LLM(model=job["model"], max_model_len=512, enforce_eager=True).gene
 
 
 def test_an_engine_that_finds_no_memory_is_an_error_with_its_own_words(
-    model: Path, tmp_path: Path, known: Fault
+    model: Path, context: Context, tmp_path: Path, known: Fault
 ) -> None:
     known.injected()
+    room = int(context.engine.kv_cache_gib * 2**30) - 200_000_000
+    job = {"source": OUT_OF_MEMORY, "model": str(model), "room": room}
     with pytest.raises(ProcessFailed) as told:
-        run_script(
-            OUT_OF_MEMORY,
-            {"model": str(model), "room": int(ENGINE.kv_cache_gib * 2**30) - 200_000_000},
-            log=tmp_path / "log",
-            engine=ENGINE,
-            offline=True,
-            deadline_seconds=240,
-        )
+        run(run_source, job, context, log=tmp_path / "log", deadline_seconds=240)
     assert "memory" in str(told.value).lower()
     assert str(tmp_path / "log") in str(told.value)
     known.nothing_left()
@@ -157,18 +166,18 @@ def test_an_engine_that_finds_no_memory_is_an_error_with_its_own_words(
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_ten_starts_and_stops_give_the_memory_back(model: Path, tmp_path: Path, known: Fault) -> None:
+def test_ten_starts_and_stops_give_the_memory_back(model: Path, context: Context, tmp_path: Path, known: Fault) -> None:
     """Two at a time, which is no easier to hold and quicker."""
     this, held, free = psutil.Process(os.getpid()), [], []
+
+    def started_and_stopped(name: str) -> int:
+        with serve(model, context, log=tmp_path / name, name=name) as server:
+            return httpx.post(**request(server), timeout=60, trust_env=False).status_code
+
     for pair in range(5):  # the first two import what serving needs
-        with ExitStack() as stack:
-            names = [f"{pair}-{number}" for number in range(2)]
-            starting = (serve(model, engine=ENGINE, log=tmp_path / name, name=name, wait=False) for name in names)
-            servers = [stack.enter_context(server) for server in starting]
-            for server in servers:
-                server.wait()
-                assert httpx.post(**request(server), timeout=60, trust_env=False).status_code == 200
-        known.injected(len(servers))
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(started_and_stopped, [f"{pair}-{number}" for number in range(2)])) == [200, 200]
+        known.injected(2)
         known.nothing_left()
         time.sleep(1)
         held.append(this.memory_info().rss)

@@ -19,17 +19,16 @@ from hypothesis import strategies as st
 
 from labkit.errors import LabError
 from labkit.ledger import Ledger, Measurement
-from labkit.ops.notebooks import find_labs, parse_value
-from labkit.ops.plan import select_labs
+from labkit.ops.notebooks import find_labs, parse_value, select_labs
 from labkit.profiles import Parameters, get_profile
-from labkit.transfer import parse
-from labkit.transfer.address import refuse_plain_http, refuse_unsafe_name
-from labkit.workspace import Workspace
+from labkit.store import Workspace
+from labkit.transfer import parse, refuse_plain_http, refuse_unsafe_name
 from tests.conftest import ROOT
 from tests.faults.count import Fault
 from tests.faults.readers import READERS
 
 CORPUS = Path(__file__).with_name("corpus")
+SHA256 = "0" * 64
 WORDS = st.one_of(
     st.text(max_size=60),
     st.sampled_from(["", "..", "../x", "~nobody/x", "\x00", "\ud800", "a" * 5000, "s3://", "hub:", "http://[", "-1"]),
@@ -42,10 +41,46 @@ JSON = st.recursive(
 many = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.mark.parametrize("path", sorted(CORPUS.rglob("*.bin")), ids=lambda path: f"{path.parent.name}-{path.stem[:8]}")
-def test_what_was_found_once_is_read(path: Path, fault: Fault) -> None:
-    fault.injected()
-    READERS[path.parent.name](path.read_bytes())
+def some_of(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Objects that have some of the fields, each with a value as it should be or with any."""
+    return st.fixed_dictionaries({}, optional={name: value | JSON for name, value in fields.items()})
+
+
+def framed(header: Any, data: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def line(fields: Any) -> bytes:
+    whole = {"kind": "size", "metric": "bytes", "value": 1, "variant": "bf16", "model": "tiny"}
+    return json.dumps(whole | fields if isinstance(fields, dict) else fields).encode() + b"\n"
+
+
+TENSOR = some_of(
+    dtype=st.sampled_from(["BF16", "I8", "F8_E4M3", "F4"]),
+    shape=st.lists(st.integers(-2, 2**40), max_size=4),
+    data_offsets=st.lists(st.integers(-2, 2**70), min_size=2, max_size=2),
+)
+FILES = st.dictionaries(WORDS, some_of(bytes=st.integers(), sha256=st.just(SHA256)) | JSON, max_size=4)
+FIELDS = ("kind", "metric", "value", "variant", "model", "n", "settings", "purpose")
+# Files that are nearly as they should be; of the other readers any JSON.
+NEARLY = {
+    "safetensors": st.builds(framed, st.dictionaries(st.text(max_size=8), TENSOR | JSON, max_size=4), st.binary()),
+    "manifest": st.builds(lambda files: json.dumps({"files": files}).encode(), FILES | JSON),
+    "ledger": st.builds(line, some_of(**dict.fromkeys(FIELDS, JSON)) | JSON),
+}
+STUBBORN = {
+    "index": [{"weight_map": {"w": "a" * 5000}}, {"weight_map": {"w": "../model.safetensors"}}],
+    "manifest": [{"files": {name: {"bytes": 1, "sha256": SHA256}}} for name in ("a" * 5000, "../../etc/passwd")],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_was_found_once_is_read(reader: str, fault: Fault) -> None:
+    kept = [path.read_bytes() for path in sorted((CORPUS / reader).glob("*.bin"))]
+    for data in [*kept, *(json.dumps(value).encode() for value in STUBBORN.get(reader, []))]:
+        fault.injected()
+        READERS[reader](data)
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -59,57 +94,14 @@ def test_any_bytes_are_read_or_refused(fault: Fault, reader: str, data: bytes) -
     READERS[reader](data)
 
 
-@pytest.mark.parametrize("reader", [name for name in READERS if name != "safetensors"])
+@pytest.mark.parametrize("reader", READERS)
 @many
-@example(value={"weight_map": {"w": "a" * 5000}})
-@example(value={"weight_map": {"w": "../model.safetensors"}})
-@given(value=JSON)
-def test_any_json_is_read_or_refused(fault: Fault, reader: str, value: Any) -> None:
+@given(drawn=st.data())
+def test_anything_that_nearly_is_what_it_should_be_is_read_or_refused(
+    fault: Fault, reader: str, drawn: st.DataObject
+) -> None:
     fault.injected()
-    READERS[reader](json.dumps(value).encode() + b"\n")
-
-
-ENTRY = st.fixed_dictionaries(
-    {},
-    optional={
-        "dtype": st.sampled_from(["BF16", "I8", "F8_E4M3", "F4"]) | JSON,
-        "shape": st.lists(st.integers(-2, 2**40), max_size=4) | JSON,
-        "data_offsets": st.lists(st.integers(-2, 2**70), min_size=2, max_size=2) | JSON,
-    },
-)
-
-
-@many
-@given(header=st.dictionaries(st.text(max_size=8), ENTRY | JSON, max_size=4), data=st.binary(max_size=64))
-def test_any_header_of_tensors_is_read_or_refused(fault: Fault, header: dict[str, Any], data: bytes) -> None:
-    text = json.dumps(header).encode()
-    fault.injected()
-    READERS["safetensors"](struct.pack("<Q", len(text)) + text + data)
-
-
-FILE = st.fixed_dictionaries({}, optional={"bytes": st.integers() | JSON, "sha256": st.just("0" * 64) | JSON})
-
-
-@many
-@example(files={"a" * 5000: {"bytes": 1, "sha256": "0" * 64}})
-@example(files={"../../etc/passwd": {"bytes": 1, "sha256": "0" * 64}})
-@given(files=st.dictionaries(WORDS, FILE | JSON, max_size=4))
-def test_any_list_of_files_is_read_or_refused(fault: Fault, files: dict[str, Any]) -> None:
-    fault.injected()
-    READERS["manifest"](json.dumps({"files": files}).encode())
-
-
-@many
-@given(
-    fields=st.fixed_dictionaries(
-        {},
-        optional=dict.fromkeys(("kind", "metric", "value", "variant", "model", "n", "settings", "purpose"), JSON),
-    )
-)
-def test_any_ledger_line_is_read_or_refused(fault: Fault, fields: dict[str, Any]) -> None:
-    line = {"kind": "size", "metric": "bytes", "value": 1, "variant": "bf16", "model": "tiny"} | fields
-    fault.injected()
-    READERS["ledger"](json.dumps(line).encode() + b"\n")
+    READERS[reader](drawn.draw(NEARLY.get(reader, JSON.map(lambda value: json.dumps(value).encode() + b"\n"))))
 
 
 @many
@@ -151,9 +143,7 @@ def test_any_name_is_taken_or_refused(tmp_path: Path, fault: Fault, word: str) -
         lambda: Parameters(limit=word).resolved(),
         lambda: Parameters(model=word, data=word, target=word).resolved(),
         lambda: refuse_plain_http(word, "AWS_S3_ENDPOINT", "AWS_CA_BUNDLE"),
-        lambda: parse(word),
-        lambda: parse(f"s3://bucket/{word}"),
-        lambda: parse(f"hub:{word}"),
+        *(lambda prefix=prefix: parse(prefix + word) for prefix in ("", "s3://bucket/", "hub:")),
     ):
         with contextlib.suppress(LabError):
             take()

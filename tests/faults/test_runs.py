@@ -15,25 +15,24 @@ from typing import Any
 import nbformat
 import pytest
 
+from labkit.files import verify_manifest
 from labkit.ledger import Ledger
-from labkit.manifest import verify_manifest
-from tests.conftest import ROOT
+from tests.conftest import LABKIT, ROOT
 from tests.faults.count import Fault
 from tests.full_disk import run_with_room
-from tests.ops.probes import command, record, write_lab
+from tests.ops.probes import PUBLISH, record, write_lab
 
 DAEMON = 'import subprocess\nsubprocess.Popen(["sh", "-c", "setsid sleep 600 & exit 0"]).wait()'
 WORK = "import time\ntime.sleep(1)\nprint('done')"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
+SIGNALS = tuple(CODES)
 END_SECONDS = 60
 COURSES = 3  # at a time, where many runs are killed
 
 
 def run(course: Path, fault: Fault, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command("run", *words), cwd=course, env=fault.environment(), capture_output=True, text=True, timeout=600
-    )
+    command = [*LABKIT, "run", *words]
+    return subprocess.run(command, cwd=course, env=fault.environment(), capture_output=True, text=True, timeout=600)
 
 
 def latest(course: Path) -> dict[str, Any]:
@@ -41,28 +40,25 @@ def latest(course: Path) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize(
-    ("cells", "verdict", "reason"),
-    [
-        (["import os, signal", DAEMON, "os.kill(os.getpid(), signal.SIGKILL)"], "dead-kernel", "its kernel died"),
-        (["import os, signal", DAEMON, "os.kill(os.getpid(), signal.SIGSEGV)"], "dead-kernel", "its kernel died"),
-        ([DAEMON, "import sys; sys.exit(0)"], "failed", "the end mark is missing"),
-        ([DAEMON, "name = input('Your name? ')"], "failed", "StdinNotImplementedError"),
-        ([DAEMON, "while True:\n    print('x' * 1000)"], "failed", "MB of output"),
-    ],
-    ids=["killed", "crashed", "exits", "asks", "floods"],
-)
-def test_a_lab_that_misbehaves_fails_with_the_reason_and_leaves_nothing(
-    tmp_path: Path, fault: Fault, cells: list[str], verdict: str, reason: str
-) -> None:
-    write_lab(tmp_path / "notebooks", "00_start_here", *cells)
-    write_lab(tmp_path / "notebooks", "01_after", "after = 1")
-    fault.injected()
-    done = run(tmp_path, fault, "--timeout", "240")
-    assert done.returncode == 1
-    first, second = latest(tmp_path)["labs"]
-    assert (first["verdict"], reason in first["reason"]) == (verdict, True), first
-    assert second["verdict"] == "passed"
+MISBEHAVING = {  # a lab's last cell, its verdict and the reason
+    "00_is_killed": ("import os; os.kill(os.getpid(), 9)", "dead-kernel", "its kernel died"),
+    "01_crashes": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "dead-kernel", "its kernel died"),
+    "02_exits": ("import sys; sys.exit(0)", "failed", "the end mark is missing"),
+    "03_asks": ("name = input('Your name? ')", "failed", "StdinNotImplementedError"),
+    "04_floods": ("while True:\n    print('x' * 1000)", "failed", "MB of output"),
+    "05_is_well": ("after = 1", "passed", ""),
+}
+
+
+def test_a_lab_that_misbehaves_fails_with_the_reason_and_leaves_nothing(tmp_path: Path, fault: Fault) -> None:
+    for name, (cell, _, _) in MISBEHAVING.items():
+        write_lab(tmp_path / "notebooks", name, DAEMON, cell)
+    write_lab(tmp_path / "notebooks", "00_start_here")
+    fault.injected(len(MISBEHAVING) - 1)
+    assert run(tmp_path, fault, *MISBEHAVING, "--jobs", "2", "--timeout", "240").returncode == 1
+    for lab in latest(tmp_path)["labs"]:
+        _, verdict, reason = MISBEHAVING[lab["name"]]
+        assert (lab["verdict"], reason in lab["reason"]) == (verdict, True), lab
     fault.nothing_left()
     size = sum(path.stat().st_size for path in (tmp_path / "workspace").rglob("*") if path.is_file())
     assert size < 500_000_000
@@ -80,49 +76,36 @@ def test_a_notebook_whose_cells_each_stay_under_the_limit_but_not_together_is_st
     fault.nothing_left()
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["-p", "limt", "5"], "limt"),
-        (["-p", "limit", "five"], "a whole number"),
-        (["-p", "limit", "1.5"], "a whole number"),
-        (["--profile", "tinny"], "tinny"),
-        (["07"], "07"),
-        (["--jobs", "0"], "jobs"),
-        (["--timeout", "-1"], "timeout"),
-    ],
-)
-def test_what_is_misspelt_or_mistyped_stops_a_run_before_it_begins(
-    tmp_path: Path, fault: Fault, words: list[str], says: str
-) -> None:
+def test_what_is_misspelt_or_mistyped_stops_a_run_before_it_begins(tmp_path: Path, fault: Fault) -> None:
     write_lab(tmp_path / "notebooks", "00_start_here")
-    fault.injected()
-    done = run(tmp_path, fault, *words)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
+    for words, says in {
+        "-p limt 5": "limt",
+        "-p limit five": "a whole number",
+        "-p limit 1.5": "a whole number",
+        "--profile tinny": "tinny",
+        "07": "07",
+        "--jobs 0": "jobs",
+        "--timeout -1": "timeout",
+    }.items():
+        fault.injected()
+        done = run(tmp_path, fault, *words.split())
+        assert (done.returncode, says in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
     assert not (tmp_path / "workspace").exists()
 
 
-PUBLISH = """import pathlib
-from labkit.workspace import Workspace, publishing
-with publishing(Workspace(pathlib.Path(workspace)).checkpoint("int8-rtn"), base="tiny") as stage:
-    (stage / "weights").write_bytes(b"x" * 1_000_000)"""
-
-
-@pytest.mark.parametrize("name", ["with spaces and ünïcödé 模型", "a link"])
+@pytest.mark.parametrize("linked", [False, True])
 def test_two_runs_at_once_in_one_workspace_in_an_odd_place_lose_nothing(
-    tmp_path: Path, fault: Fault, name: str
+    tmp_path: Path, fault: Fault, linked: bool
 ) -> None:
     write_lab(tmp_path / "notebooks", "00_start_here", PUBLISH, record("int8-rtn", 0.9))
-    workspace = tmp_path / name
-    if name == "a link":
+    workspace = tmp_path / "with spaces and ünïcödé 模型"
+    if linked:
         (tmp_path / "elsewhere").mkdir()
         workspace.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     fault.injected(2)
-    words = command("run", "--workspace", str(workspace))
-    both = [subprocess.Popen(words, cwd=tmp_path, env=fault.environment(), stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait(300) for process in both] == [0, 0]
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(run, tmp_path, fault, "--workspace", str(workspace)) for _ in range(2)]
+    assert [done.result().returncode for done in both] == [0, 0]
     verify_manifest(workspace / "checkpoints" / "int8-rtn")
     assert os.listdir(workspace / "checkpoints") == ["int8-rtn"]
     assert len(Ledger(workspace / "ledger.jsonl").read()) == 2
@@ -135,7 +118,7 @@ def test_a_workspace_that_is_read_only_is_refused_before_anything_runs(tmp_path:
     """Root may write anywhere but on a file system that is read-only."""
     write_lab(tmp_path / "notebooks", "00_start_here")
     (tmp_path / "workspace").mkdir()
-    words = command("run")
+    words = [*LABKIT, "run"]
     if os.geteuid() == 0:
         mount = 'mount --bind workspace workspace && mount -o remount,ro,bind workspace && exec "$@"'
         words = ["unshare", "--mount", "sh", "-c", mount, "sh", *words]
@@ -153,24 +136,29 @@ def test_a_workspace_that_is_read_only_is_refused_before_anything_runs(tmp_path:
 def test_a_disk_without_room_for_the_report_is_told_and_the_last_one_stays(tmp_path: Path, fault: Fault) -> None:
     write_lab(tmp_path / "notebooks", "00_start_here")
     assert run(tmp_path, fault, "--output", "out").returncode == 0
-    report = tmp_path / "out" / "report.html"
     fault.injected()
-    with fault.keeps(report):
-        done = run_with_room(command("run", "--output", "out"), 1000, env=fault.environment(), cwd=tmp_path)
+    with fault.keeps(tmp_path / "out" / "report.html"):
+        done = run_with_room([*LABKIT, "run", "--output", "out"], 1000, env=fault.environment(), cwd=tmp_path)
     assert done.returncode == 1
     assert "the report could not be written" in done.stdout
     json.loads((tmp_path / "out" / "report.json").read_text())  # small enough: the new one, or the last one
     fault.nothing_left()
 
 
-def killed_at_random(course: Path, fault: Fault, chance: random.Random, longest: float, number: int) -> int:
-    """Starts a run, sends it a signal a random moment later, and returns its exit code."""
+# --- killed at random moments -----------------------------------------------------------------------------------------
+
+
+def killed(course: Path, fault: Fault, seconds: float, number: int, *words: str) -> int:
+    """Starts a run, sends it a signal some seconds later, and returns its exit code when all of it has ended."""
+    command = [*LABKIT, "run", *words]
     with subprocess.Popen(
-        command("run"), cwd=course, env=fault.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, cwd=course, env=fault.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
-        time.sleep(chance.uniform(0, longest))
+        time.sleep(seconds)
         fault.kill(process.pid, number)
-        return process.wait(END_SECONDS)
+        code = process.wait(END_SECONDS)
+    fault.nothing_left()
+    return code
 
 
 def runs_of(course: Path) -> list[Path]:
@@ -179,16 +167,13 @@ def runs_of(course: Path) -> list[Path]:
 
 def judged_truly(folder: Path) -> None:
     """A run's report may miss, where the run was killed before it had one; it never claims what did not happen."""
-    report = folder / "report.json"
-    if not report.exists():
+    if not (folder / "report.json").exists():
         return
-    told = json.loads(report.read_text())
-    for lab in told["labs"]:
-        if lab["verdict"] == "passed":
-            cells = nbformat.read(folder / lab["notebook"], as_version=4).cells
-            assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
-    if told["complete"]:
-        assert {lab["verdict"] for lab in told["labs"]} == {"passed"}
+    told = json.loads((folder / "report.json").read_text())
+    for lab in [lab for lab in told["labs"] if lab["verdict"] == "passed"]:
+        cells = nbformat.read(folder / lab["notebook"], as_version=4).cells
+        assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
+    assert not told["complete"] or {lab["verdict"] for lab in told["labs"]} == {"passed"}
 
 
 def kill_runs(course: Path, fault: Fault, kills: range) -> None:
@@ -202,8 +187,7 @@ def kill_runs(course: Path, fault: Fault, kills: range) -> None:
     for number in kills:
         how = SIGNALS[number % len(SIGNALS)]
         with fault.keeps(*runs_of(course), course / "notebooks"):
-            code = killed_at_random(course, fault, chance, longest, how)
-            fault.nothing_left()
+            code = killed(course, fault, chance.uniform(0, longest), how)
         assert code in {CODES[how], 0, -how}, "before it listens, a signal ends it as it ends any program"
         judged_truly(runs_of(course)[-1])
     assert run(course, fault).returncode == 0
@@ -229,14 +213,6 @@ def test_real_labs_that_are_killed_leave_nothing_and_run_again(tmp_path: Path, f
     words = ["00", "01", "--workspace", str(tmp_path)]
     chance = random.Random(5)
     for number in range(5):
-        with subprocess.Popen(
-            command("run", *words), cwd=ROOT, env=fault.environment(), stdout=subprocess.DEVNULL
-        ) as process:
-            time.sleep(chance.uniform(3, 40))
-            fault.kill(process.pid, SIGNALS[number % len(SIGNALS)])
-            process.wait(END_SECONDS)
-        fault.nothing_left()
-    done = subprocess.run(
-        command("run", *words), cwd=ROOT, env=fault.environment(), capture_output=True, text=True, check=False
-    )
+        killed(ROOT, fault, chance.uniform(3, 40), SIGNALS[number % len(SIGNALS)], *words)
+    done = run(ROOT, fault, *words)
     assert done.returncode == 0, done.stdout

@@ -1,1 +1,0 @@
-"""What only a GPU can show; skipped where torch sees none."""

@@ -1,4 +1,7 @@
-"""On a GPU the numerics give the same numbers, a quantize the codes that its kernels promise, and memory comes back."""
+"""On a GPU the numerics give the same numbers, a quantize the codes that its kernels promise, and memory comes back.
+
+Skipped where torch sees none.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ from labkit.hardware import this_machine
 from labkit.numerics import E4M3, E5M2, INT8, Format, dequantize, gptq, hessian, quantize, scale_for
 from labkit.numerics.formats import Granularity
 from labkit.quantize import quantizing
-from tests.models import make_model
+from tests.conftest import ROOT
+from tests.models import compress, make_model, rtn
 
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")]
 SAME_AS_BEFORE_BYTES = 2**20  # what libraries keep on a device, such as cuBLAS's handles, is not torch's
 
 
@@ -67,24 +72,26 @@ def test_gptq_chooses_grid_points_as_good_as_the_cpus() -> None:
 QUANTIZE = """
 import sys
 from pathlib import Path
-from llmcompressor import oneshot
-from llmcompressor.modifiers.quantization import QuantizationModifier
-from labkit.quantize import quantizing
-base, final = map(Path, sys.argv[1:])
-with quantizing(final, base, log=final.parent / "q.log") as job:
-    model = job.load()
-    oneshot(model=model, recipe=QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=["lm_head"]))
-    job.save(model)
+from tests.models import quantized, rtn
+quantized(Path(sys.argv[2]), Path(sys.argv[1]), rtn("FP8_DYNAMIC"))
 """
 
 
-def test_a_quantize_rounds_each_weight_once_and_on_a_cpu_twice(tmp_path: Path) -> None:
-    """compressed-tensors' kernel for Hopper and later rounds w / s from float32; elsewhere w / s is in BF16 first."""
-    base = make_model(tmp_path / "base")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, `base`, quantized to FP8 on the GPU, `gpu`, and without it, `cpu`."""
+    folder = tmp_path_factory.mktemp("made")
+    make_model(folder / "base")
     for name, visible in (("gpu", os.environ.get("CUDA_VISIBLE_DEVICES", "0")), ("cpu", "")):
-        command = [sys.executable, "-c", QUANTIZE, str(base), str(tmp_path / name)]
-        subprocess.run(command, check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": visible}, timeout=600)
-    weights, gpu, cpu = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "gpu", "cpu"))
+        command = [sys.executable, "-c", QUANTIZE, str(folder / "base"), str(folder / name)]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": visible}
+        subprocess.run(command, check=True, env=environment, cwd=ROOT, timeout=600)
+    return folder
+
+
+def test_a_quantize_rounds_each_weight_once_and_on_a_cpu_twice(made: Path) -> None:
+    """compressed-tensors' kernel for Hopper and later rounds w / s from float32; elsewhere w / s is in BF16 first."""
+    weights, gpu, cpu = (load_file(made / name / "model.safetensors") for name in ("base", "gpu", "cpu"))
     scales = {name.removesuffix("_scale"): scale for name, scale in cpu.items() if name.endswith("weight_scale")}
     once = torch.cuda.get_device_capability() >= (9, 0)
     for name, scale in scales.items():
@@ -98,28 +105,21 @@ def test_a_quantize_rounds_each_weight_once_and_on_a_cpu_twice(tmp_path: Path) -
     assert all(torch.equal(gpu[name], cpu[name]) for name in cpu.keys() - rounded)
 
 
-def test_a_shard_at_a_time_gives_the_same_tensors_as_the_whole_model(tmp_path: Path) -> None:
+def test_a_shard_at_a_time_gives_the_same_tensors_as_the_whole_model(made: Path, tmp_path: Path) -> None:
     """Lab 01 checks it, and the two ways reach the GPU by different code of llm-compressor."""
     from llmcompressor import model_free_ptq
 
-    base = make_model(tmp_path / "base")
-    subprocess.run([sys.executable, "-c", QUANTIZE, str(base), str(tmp_path / "whole")], check=True, timeout=600)
-    model_free_ptq(base, tmp_path / "shards", scheme="FP8_DYNAMIC", ignore=["lm_head", "re:.*embed_tokens$"])
-    assert checkpoint.different_tensors(tmp_path / "shards", tmp_path / "whole") == []
+    model_free_ptq(made / "base", tmp_path, scheme="FP8_DYNAMIC", ignore=["lm_head", "re:.*embed_tokens$"])
+    assert checkpoint.different_tensors(tmp_path, made / "gpu") == []
 
 
 def test_the_gpus_memory_comes_back_after_a_quantize_although_a_variable_names_the_model(tmp_path: Path) -> None:
-    from llmcompressor import oneshot
-    from llmcompressor.modifiers.quantization import QuantizationModifier
-
     base = make_model(tmp_path / "base")
     torch.ones(1, device="cuda")
     torch._C._cuda_clearCublasWorkspaces()  # of earlier tests: they would hide one that is left
     before = memory.device_bytes()
     with quantizing(tmp_path / "out", base, log=tmp_path / "q.log") as job:
-        model = job.load()
-        oneshot(model=model, recipe=QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=["lm_head"]))
-        job.save(model)
+        model = compress(job, rtn("FP8_DYNAMIC"))
     assert job.peak_bytes > 0
     assert memory.device_bytes() - before < SAME_AS_BEFORE_BYTES
     assert model is not None

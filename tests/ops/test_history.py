@@ -9,13 +9,8 @@ from typing import Any
 
 import pytest
 
-from labkit.workspace import Workspace
-from tests.ops.probes import labkit, record, write_lab
-
-PUBLISH = """import pathlib
-from labkit.workspace import Workspace, publishing
-with publishing(Workspace(pathlib.Path(workspace)).checkpoint("int8-rtn"), base="tiny") as stage:
-    (stage / "config.json").write_text("{}")"""
+from labkit.store import Workspace
+from tests.ops.probes import PUBLISH, labkit, record, write_lab
 
 Run = Callable[..., dict[str, dict[str, Any]]]
 
@@ -71,20 +66,17 @@ def test_a_changed_cell_runs_its_lab_and_what_reads_another_result(run: Run, cou
     assert ran(run()) == []
 
 
-def test_a_parameter_and_a_variable_of_the_environment_are_inputs(run: Run) -> None:
+def test_a_parameter_a_variable_of_the_environment_and_a_file_of_the_data_are_inputs(run: Run, course: Path) -> None:
+    rows = course / "data" / "rows.jsonl"
+    rows.parent.mkdir()
+    rows.write_text("{}\n")
+    words, env = ["00", "-p", "limit", "5", "-p", "data", "data"], {"LABKIT_DATA_PARALLEL": "2"}
     run("00")
-    assert ran(run("00", "-p", "limit", "5")) == ["00"]
-    assert ran(run("00", "-p", "limit", "5", env={"LABKIT_DATA_PARALLEL": "2"})) == ["00"]
-
-
-def test_a_file_of_the_data_is_an_input(run: Run, course: Path) -> None:
-    data = course / "data"
-    data.mkdir()
-    (data / "rows.jsonl").write_text("{}\n")
-    run("00", "-p", "data", str(data))
-    assert ran(run("00", "-p", "data", str(data))) == []
-    (data / "rows.jsonl").write_text("{} \n")
-    assert ran(run("00", "-p", "data", str(data))) == ["00"]
+    assert ran(run(*words)) == ["00"]
+    assert ran(run(*words, env=env)) == ["00"]
+    assert ran(run(*words, env=env)) == []
+    rows.write_text("{} \n")
+    assert ran(run(*words, env=env)) == ["00"]
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, folders to send, and an environment with keys."""
+"""A real S3 server and the hub's stand-in on loopback, folders to send, and an environment with keys."""
 
 from __future__ import annotations
 
@@ -6,53 +6,44 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from labkit.manifest import write_manifest
-from labkit.transfer import Address
-from tests.conftest import ROOT
+from labkit.files import write_manifest
+from labkit.transfer import Address, parse
+from tests.conftest import ROOT, clean_environment
+from tests.transfer.hub_stand_in import TOKEN
 
 CANARY = "CANARY-7f3e-SECRET"  # the secret key of every test: it must turn up nowhere
 BUCKET = "workshop"
+DEADLINE_SECONDS = 30
 
 
 @dataclass(frozen=True)
 class Store:
-    """A running S3 server. log: one JSON object for each request."""
+    """A running server. log: one JSON object for each request."""
 
     url: str
     log: Path
 
-    def requests(self, method: str = "") -> list[dict[str, str]]:
+    def requests(self, *methods: str, of: str = "") -> list[dict[str, str]]:
         found = [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
-        return [one for one in found if method in ("", one["REQUEST_METHOD"])]
+        return [one for one in found if one["REQUEST_METHOD"] in methods and of in one["PATH_INFO"]]
 
     def forget(self) -> None:
         self.log.unlink(missing_ok=True)
 
 
 @contextmanager
-def s3_server(folder: Path, *options: str) -> Iterator[Store]:
-    """moto's server as a process of its own, gone at the end."""
-    with _server("s3_server", folder, *options) as store:
-        yield store
-
-
-@contextmanager
-def hub_stand_in(folder: Path, *options: str) -> Iterator[Store]:
-    """The hub's stand-in as a process of its own, gone at the end."""
-    with _server("hub_stand_in", folder, *options) as store:
-        yield store
-
-
-@contextmanager
-def _server(module: str, folder: Path, *options: str) -> Iterator[Store]:
+def s3_server(folder: Path, *options: str, module: str = "s3_server") -> Iterator[Store]:
+    """moto's server, or the hub's stand-in, as a process of its own, gone at the end."""
     log = folder / "requests.jsonl"
     command = [sys.executable, "-m", f"tests.transfer.{module}", "--log", str(log), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
@@ -63,10 +54,19 @@ def _server(module: str, folder: Path, *options: str) -> Iterator[Store]:
             server.kill()
 
 
+hub_stand_in = partial(s3_server, module="hub_stand_in")
+
+
 @pytest.fixture(scope="package")
 def shared_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     with s3_server(tmp_path_factory.mktemp("s3")) as store:
         yield store
+
+
+@pytest.fixture(scope="package")
+def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with hub_stand_in(tmp_path_factory.mktemp("hub")) as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +91,17 @@ def use_store(monkeypatch: pytest.MonkeyPatch, store: Store) -> Any:
     return client
 
 
+def use_hub(monkeypatch: pytest.MonkeyPatch, hub: Store) -> None:
+    """Points this process and its children at a hub, with a token, and without Xet."""
+    from huggingface_hub import constants
+
+    keys = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, shared_s3: Store) -> Iterator[Any]:
     """A bare boto3 client of an empty bucket, in an environment that labkit finds it by."""
@@ -100,14 +111,20 @@ def bare(monkeypatch: pytest.MonkeyPatch, shared_s3: Store) -> Iterator[Any]:
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
         for item in page.get("Contents", []):
             client.delete_object(Bucket=BUCKET, Key=item["Key"])
-    for upload in client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", []):
-        client.abort_multipart_upload(Bucket=BUCKET, Key=upload["Key"], UploadId=upload["UploadId"])
 
 
 @pytest.fixture
 def s3(bare: Any) -> Address:
     """Where to send to."""
     return Address("s3", BUCKET, "models/small")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, shared_hub: Store, request: pytest.FixtureRequest) -> Address:
+    """A repository of its own for each test."""
+    use_hub(monkeypatch, shared_hub)
+    shared_hub.forget()
+    return parse(f"hub:workshop/{request.node.name[:60].replace('[', '-').replace(']', '')}")
 
 
 @pytest.fixture
@@ -125,3 +142,27 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def killed_when(condition: Callable[[], object], call: str, folder: Path) -> None:
+    """Runs a call on a folder in a process of its own, and kills it when a condition holds."""
+    code = f"import sys; from pathlib import Path; from labkit.transfer import *; {call}"
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stderr=subprocess.DEVNULL) as child:
+        try:
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while not condition():
+                assert child.poll() is None, "it ended before it came so far"
+                assert time.monotonic() < deadline, "it did not come so far"
+                time.sleep(0.02)
+        finally:
+            child.kill()
+
+
+def labkit(*words: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """The command line; by default in this environment, but for a developer's settings."""
+    command = [sys.executable, "-m", "labkit.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env or clean_environment())

@@ -1,7 +1,7 @@
 """The one stand-in of the project: what `huggingface_hub` needs of a hub, on loopback, for no hub can be had in tests.
 
-`python -m tests.transfer.hub_stand_in --log FILE` prints its address. It keeps model repositories in memory: trees,
-files in ranges, LFS uploads, commits that are atomic. Writing needs the token `TOKEN`; what is private, reading too.
+`python -m tests.transfer.hub_stand_in --log FILE` prints its address. It keeps repositories in memory: trees, files in
+ranges, LFS uploads, commits that are atomic. Writing needs the token `TOKEN`; what is private, reading too.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import argparse
 import base64
 import hashlib
 import json
-import re
-import time
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
-from urllib.parse import unquote, urlsplit
+from typing import Any
+
+from flask import Flask, Response, abort, jsonify, request
+
+from tests.transfer.s3_server import serve
 
 TOKEN = "hf_CANARY_9c1d"
 LFS_BYTES = 1_000_000  # files from here up are large
@@ -30,210 +30,141 @@ class Repository:
     commits: list[dict[str, bytes]] = field(default_factory=lambda: [{".gitattributes": b"* -text\n"}])
     large: set[str] = field(default_factory=set)
 
-    def tree(self, revision: str) -> dict[str, bytes] | None:
-        if revision == "main":
-            return self.commits[-1]
-        known = {COMMIT.format(number): tree for number, tree in enumerate(self.commits)}
-        return known.get(revision)
+    @property
+    def head(self) -> str:
+        return COMMIT.format(len(self.commits) - 1)
 
 
 def git_sha1(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def key_of(match: re.Match[str]) -> str:
-    """`owner/name` of a model, `datasets/owner/name` of a data set."""
-    return f"datasets/{match.group(2)}" if (match.group(1) or "").startswith("datasets") else match.group(2)
+def refuse(status: int, code: str) -> Any:
+    abort(Response(json.dumps({"error": code}), status, {"X-Error-Code": code}, content_type="application/json"))
 
 
-class Hub(BaseHTTPRequestHandler):
-    """One request. Repositories and large files are shared by all."""
+def hub(asked: argparse.Namespace) -> Flask:
+    app = Flask(__name__)
+    repositories: dict[str, Repository] = {}  # `models/owner/name`, `datasets/owner/name`
+    objects: dict[str, bytes] = {}  # large files by SHA-256, in a commit or not
 
-    protocol_version = "HTTP/1.1"
-    repositories: ClassVar[dict[str, Repository]] = {}
-    objects: ClassVar[dict[str, bytes]] = {}  # large files by SHA-256, in a commit or not
-    log: ClassVar[str] = ""
-    seconds: ClassVar[float] = 0.0
+    def may_write() -> bool:
+        return request.headers.get("Authorization") == f"Bearer {TOKEN}"
 
-    def do_GET(self) -> None:
-        self._note()
-        path = unquote(urlsplit(self.path).path)
-        if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)/?(.*)", path):
-            self._tree(key_of(match), match.group(3), match.group(4))
-        elif match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
-            self._info(key_of(match), match.group(3) or "main")
-        elif match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            self._file(key_of(match), match.group(3), match.group(4))
-        else:
-            self._answer(404, {"error": "no such page"})
+    @app.before_request
+    def guard() -> None:
+        if request.method == "POST" and request.path != "/api/validate-yaml" and not may_write():
+            refuse(401, "no token that may write")
 
-    do_HEAD = do_GET
+    # --- reading ------------------------------------------------------------------------------------------------------
 
-    def do_POST(self) -> None:
-        self._note()
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        path = unquote(urlsplit(self.path).path)
-        if path == "/api/validate-yaml":
-            self._answer(200, {"errors": [], "warnings": []})
-        elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            self._answer(401, {"error": "no token that may write"})
-        elif path == "/api/repos/create":
-            self._create(json.loads(body))
-        elif match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/preupload/[^/]+", path):
-            self._preupload(key_of(match), json.loads(body))
-        elif match := re.fullmatch(r"/(?:datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
-            self._batch(json.loads(body))
-        elif match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/commit/main", path):
-            self._commit(key_of(match), [json.loads(line) for line in body.splitlines()])
-        else:
-            self._answer(404, {"error": "no such page"})
+    def readable(name: str, revision: str) -> tuple[Repository, dict[str, bytes]]:
+        repository = repositories.get(name)
+        if repository is None or (repository.private and not may_write()):
+            refuse(404, "RepoNotFound")
+        known = {COMMIT.format(number): tree for number, tree in enumerate(repository.commits)}
+        tree = repository.commits[-1] if revision == "main" else known.get(revision)
+        return repository, tree if tree is not None else refuse(404, "RevisionNotFound")
 
-    def do_PUT(self) -> None:
-        self._note()
-        oid = self.path.removeprefix("/lfs/")
-        data = self.rfile.read(int(self.headers["Content-Length"]))
-        time.sleep(self.seconds)
-        if hashlib.sha256(data).hexdigest() != oid:
-            self._answer(400, {"error": "other contents"})
-            return
-        self.objects[oid] = data
-        self._answer(200, {})
-
-    # --- reading ----------------------------------------------------------------------------------------------------
-
-    def _readable(self, name: str, revision: str) -> dict[str, bytes] | None:
-        """The tree; None, and answered, if there is none or it is not for whoever asks."""
-        repository = self.repositories.get(name)
-        hidden = repository and repository.private and self.headers.get("Authorization") != f"Bearer {TOKEN}"
-        if repository is None or hidden:
-            self._answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
-            return None
-        tree = repository.tree(revision)
-        if tree is None:
-            self._answer(404, {"error": "Revision not found"}, {"X-Error-Code": "RevisionNotFound"})
-        return tree
-
-    def _tree(self, name: str, revision: str, below: str) -> None:
-        if (tree := self._readable(name, revision)) is None:
-            return
-        large = self.repositories[name].large
+    @app.get("/api/<kind>/<owner>/<name>/tree/<revision>")
+    @app.get("/api/<kind>/<owner>/<name>/tree/<revision>/<path:below>")
+    def tree(kind: str, owner: str, name: str, revision: str, below: str = "") -> Response:
+        repository, files = readable(f"{kind}/{owner}/{name}", revision)
         listed: list[dict[str, Any]] = [{"type": "directory", "path": "folder", "oid": "0" * 40, "size": 0}]
-        for path, data in tree.items():
-            if not path.startswith(below):
-                continue
+        for path, data in files.items():
             item: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": git_sha1(data)}
-            if path in large:
+            if path in repository.large:
                 oid = hashlib.sha256(data).hexdigest()
                 item |= {"oid": "1" * 40, "lfs": {"oid": oid, "size": len(data), "pointerSize": 130}}
-            listed.append(item)
-        self._answer(200, listed)
+            listed += [item] if path.startswith(below) else []
+        return jsonify(listed)
 
-    def _info(self, name: str, revision: str) -> None:
-        if (tree := self._readable(name, revision)) is not None:
-            sha = COMMIT.format(len(self.repositories[name].commits) - 1)
-            siblings = [{"rfilename": path} for path in tree]
-            self._answer(200, {"id": name.removeprefix("datasets/"), "sha": sha, "siblings": siblings})
+    @app.get("/api/<kind>/<owner>/<name>")
+    @app.get("/api/<kind>/<owner>/<name>/revision/<revision>")
+    def info(kind: str, owner: str, name: str, revision: str = "main") -> Response:
+        repository, files = readable(f"{kind}/{owner}/{name}", revision)
+        siblings = [{"rfilename": path} for path in files]
+        return jsonify({"id": f"{owner}/{name}", "sha": repository.head, "siblings": siblings})
 
-    def _file(self, name: str, revision: str, path: str) -> None:
-        if (tree := self._readable(name, revision)) is None:
-            return
-        if path not in tree:
-            self._answer(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
-            return
-        data, status, headers = tree[path], 200, {"ETag": f'"{git_sha1(tree[path])}"', "Accept-Ranges": "bytes"}
-        headers["X-Repo-Commit"] = COMMIT.format(len(self.repositories[name].commits) - 1)
-        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            start, stop = int(match.group(1)), int(match.group(2) or len(data) - 1) + 1
-            headers["Content-Range"] = f"bytes {start}-{min(stop, len(data)) - 1}/{len(data)}"
-            data, status = data[start:stop], 206
-        time.sleep(self.seconds)
-        self._send(status, data, headers)
+    @app.get("/<owner>/<name>/resolve/<revision>/<path:path>")
+    @app.get("/<kind>/<owner>/<name>/resolve/<revision>/<path:path>")
+    def file(owner: str, name: str, revision: str, path: str, kind: str = "models") -> Response:
+        repository, files = readable(f"{kind}/{owner}/{name}", revision)
+        if path not in files:
+            refuse(404, "EntryNotFound")
+        answer = Response(files[path], content_type="application/octet-stream")
+        answer.set_etag(git_sha1(files[path]))
+        answer.headers["X-Repo-Commit"] = repository.head
+        if asked.redirect:
+            answer.status_code, answer.headers["Location"] = 302, f"{asked.redirect}{path}"
+            return answer
+        return answer.make_conditional(request, accept_ranges=True, complete_length=len(files[path]))
 
-    # --- writing ----------------------------------------------------------------------------------------------------
+    # --- writing ------------------------------------------------------------------------------------------------------
 
-    def _create(self, asked: dict[str, Any]) -> None:
-        kind = "datasets/" if asked.get("type") == "dataset" else ""
-        name = f"{kind}{asked['organization']}/{asked['name']}"
-        there = name in self.repositories
-        self.repositories.setdefault(name, Repository(asked.get("visibility") == "private"))
-        self._answer(409 if there else 200, {"url": f"http://{self.headers['Host']}/{name}", "id": name})
+    @app.post("/api/validate-yaml")
+    def validate() -> Response:
+        return jsonify({"errors": [], "warnings": []})
 
-    def _preupload(self, name: str, asked: dict[str, Any]) -> None:
-        tree = self.repositories[name].commits[-1]
-        files = [
-            {
-                "path": file["path"],
-                "uploadMode": "lfs" if file["size"] >= LFS_BYTES else "regular",
-                "shouldIgnore": False,
-                "oid": git_sha1(tree[file["path"]]) if file["path"] in tree else None,
-            }
-            for file in asked["files"]
-        ]
-        self._answer(200, {"files": files})
+    @app.post("/api/repos/create")
+    def create() -> tuple[Response, int]:
+        name = f"{request.json['organization']}/{request.json['name']}"
+        key = f"{request.json.get('type') or 'model'}s/{name}"
+        status = 409 if key in repositories else 200
+        repositories.setdefault(key, Repository(request.json.get("visibility") == "private"))
+        return jsonify({"url": f"{request.host_url}{name}", "id": name}), status
 
-    def _batch(self, asked: dict[str, Any]) -> None:
-        wanted: list[dict[str, Any]] = []
-        for one in asked["objects"]:
-            upload = {"upload": {"href": f"http://{self.headers['Host']}/lfs/{one['oid']}"}}
-            wanted.append({**one, **({} if one["oid"] in self.objects else {"actions": upload})})
-        self._answer(200, {"transfer": "basic", "objects": wanted})
+    @app.post("/api/<kind>/<owner>/<name>/preupload/main")
+    def preupload(kind: str, owner: str, name: str) -> Response:
+        there = repositories[f"{kind}/{owner}/{name}"].commits[-1]
+        return jsonify(
+            files=[
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["size"] >= LFS_BYTES else "regular",
+                    "shouldIgnore": False,
+                    "oid": git_sha1(there[file["path"]]) if file["path"] in there else None,
+                }
+                for file in request.json["files"]
+            ]
+        )
 
-    def _commit(self, name: str, operations: list[dict[str, Any]]) -> None:
-        repository = self.repositories[name]
-        tree = dict(repository.commits[-1])
-        for operation in operations:
+    @app.post("/<path:repository>.git/info/lfs/objects/batch")
+    def batch(repository: str) -> Response:
+        def upload(oid: str) -> dict[str, Any]:
+            return {} if oid in objects else {"actions": {"upload": {"href": f"{request.host_url}lfs/{oid}"}}}
+
+        wanted = [{**one, **upload(one["oid"])} for one in request.json["objects"]]
+        return jsonify({"transfer": "basic", "objects": wanted})
+
+    @app.put("/lfs/<oid>")
+    def put(oid: str) -> Response:
+        data = request.get_data()
+        if hashlib.sha256(data).hexdigest() != oid:
+            refuse(400, "other contents")
+        objects[oid] = data
+        return jsonify({})
+
+    @app.post("/api/<kind>/<owner>/<name>/commit/main")
+    def commit(kind: str, owner: str, name: str) -> Response:
+        repository = repositories[f"{kind}/{owner}/{name}"]
+        files = dict(repository.commits[-1])
+        for operation in map(json.loads, request.get_data().splitlines()):
             value = operation["value"]
             if operation["key"] == "file":
-                tree[value["path"]] = base64.b64decode(value["content"])
+                files[value["path"]] = base64.b64decode(value["content"])
                 repository.large.discard(value["path"])
             elif operation["key"] == "lfsFile":
-                tree[value["path"]] = self.objects[value["oid"]]
+                files[value["path"]] = objects[value["oid"]]
                 repository.large.add(value["path"])
             elif operation["key"] == "deletedFile":
-                del tree[value["path"]]
-        repository.commits.append(tree)
-        oid = COMMIT.format(len(repository.commits) - 1)
-        self._answer(200, {"commitUrl": f"http://{self.headers['Host']}/{name}/commit/{oid}", "commitOid": oid})
+                del files[value["path"]]
+        repository.commits.append(files)
+        url = f"{request.host_url}{owner}/{name}/commit/{repository.head}"
+        return jsonify({"commitUrl": url, "commitOid": repository.head})
 
-    # --- answering --------------------------------------------------------------------------------------------------
-
-    def _answer(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        self._send(status, json.dumps(body).encode(), {"Content-Type": "application/json", **(headers or {})})
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def _note(self) -> None:
-        if self.log:
-            with open(self.log, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"REQUEST_METHOD": self.command, "PATH_INFO": self.path}) + "\n")
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    """Clients are killed on purpose: that is nothing to tell."""
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        pass
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--log", default="")
-    parser.add_argument("--seconds", type=float, default=0.0, help="that each file waits")
-    asked = parser.parse_args()
-    Hub.log, Hub.seconds = asked.log, asked.seconds
-    server = Server(("127.0.0.1", 0), Hub)
-    print(f"http://127.0.0.1:{server.server_port}", flush=True)
-    server.serve_forever()
+    return app
 
 
 if __name__ == "__main__":
-    main()
+    serve(hub)

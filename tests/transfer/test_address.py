@@ -1,16 +1,13 @@
-"""Addresses, and the names that would leave a folder."""
+"""Addresses, endpoints, and the names that would leave a folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from labkit.errors import DataError, UsageError
-from labkit.transfer import Address, is_address, parse
-from labkit.transfer.address import is_loopback, refuse_plain_http, refuse_unsafe_name
+from labkit.transfer import Address, is_address, parse, refuse_plain_http, refuse_unsafe_name
 
 
 @pytest.mark.parametrize(
@@ -30,14 +27,12 @@ def test_an_address_names_a_place_and_is_written_as_it_was_read(text: str, addre
     assert address.last in ("tiny", "name")
 
 
-def test_a_folder_may_be_relative_or_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_folder_may_be_relative_or_the_users_and_a_bucket_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert parse("out").name == str(tmp_path / "out")
     assert parse("~/out").name == str(Path.home() / "out")
-
-
-def test_the_bucket_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_S3_BUCKET", raising=False)
     with pytest.raises(UsageError, match="AWS_S3_BUCKET"):
         parse("s3:///models/tiny")
     monkeypatch.setenv("AWS_S3_BUCKET", "workshop")
@@ -53,11 +48,6 @@ def test_what_names_no_place_is_refused(text: str) -> None:
         parse(text)
 
 
-def test_a_prefix_that_climbs_is_refused() -> None:
-    with pytest.raises(DataError, match="outside"):
-        parse("s3://workshop/models/../secret")
-
-
 CLIMBING = ". .. ../x a/../../x /etc/passwd a//b a/./b C:/x C:x a\\b ..\\x a/".split()
 
 
@@ -65,30 +55,20 @@ CLIMBING = ". .. ../x a/../../x /etc/passwd a//b a/./b C:/x C:x a\\b ..\\x a/".s
 def test_a_name_that_would_leave_the_folder_is_refused(name: str) -> None:
     with pytest.raises(DataError, match="outside of its folder"):
         refuse_unsafe_name(name, "s3://workshop/x")
+    with pytest.raises(DataError, match="outside of its folder"):
+        parse(f"s3://workshop/models/../{name}")
 
 
-@given(st.text(max_size=40))
-def test_a_name_that_is_let_through_stays_below_its_folder(name: str) -> None:
-    root = Path("/srv/folder")
-    try:
-        refuse_unsafe_name(name, "x")
-    except DataError:
-        return
-    assert root in Path(root, name).resolve().parents
-    assert Path(root, name).relative_to(root).as_posix() == name
+IN_THE_CLEAR = "http://store:9000 http://10.0.0.1 http://0.0.0.0 http://127.0.0.1.evil.org http://localhost.evil.org"
 
 
-@pytest.mark.parametrize(
-    "url", ["http://store:9000", "http://10.0.0.1", "http://127.0.0.1.evil.org", "ftp://x", "store", ""]
-)
+@pytest.mark.parametrize("url", [*IN_THE_CLEAR.split(), "ftp://x", "store", "http://", "http://[::1"])
 def test_plain_http_is_for_loopback_only(url: str) -> None:
     with pytest.raises(UsageError):
         refuse_plain_http(url, "AWS_S3_ENDPOINT", "AWS_CA_BUNDLE")
 
 
-@pytest.mark.parametrize(
-    "url", ["https://store:9000", "http://127.0.0.1:9000", "http://localhost:1", "http://[::1]:9000"]
-)
+@pytest.mark.parametrize("url", "https://store:9000 http://127.0.0.1:9000 http://localhost:1 http://[::1]:9000".split())
 def test_tls_anywhere_and_plain_http_on_loopback_are_fine(url: str) -> None:
     refuse_plain_http(url, "AWS_S3_ENDPOINT", "AWS_CA_BUNDLE")
 
@@ -97,8 +77,3 @@ def test_a_password_in_an_endpoint_is_refused_and_not_repeated() -> None:
     with pytest.raises(UsageError) as caught:
         refuse_plain_http("https://user:CANARY@store", "AWS_S3_ENDPOINT", "AWS_CA_BUNDLE")
     assert "CANARY" not in str(caught.value)
-
-
-def test_loopback_is_this_machine() -> None:
-    assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.8.8.8", "::1")))
-    assert not any(map(is_loopback, ("0.0.0.0", "10.0.0.1", "localhost.evil.org", "")))

@@ -4,48 +4,42 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from labkit.manifest import MANIFEST, verify_manifest
+from labkit.files import MANIFEST, verify_manifest
 from tests.conftest import ROOT, LabsRun, clean_environment
-from tests.transfer.conftest import BUCKET, CANARY, Store, hub_stand_in
+from tests.transfer.conftest import BUCKET, CANARY, Store, labkit, use_hub
 from tests.transfer.hub_stand_in import TOKEN
 
 pytestmark = pytest.mark.labs
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with hub_stand_in(tmp_path_factory.mktemp("hub")) as found:
-        yield found
+Run = Callable[..., str]
 
 
 @pytest.fixture
-def labkit(labs_run: LabsRun, bare: Any, hub: Store, tmp_path: Path) -> Callable[..., str]:
-    """The command line in an empty folder, with keys for all places; returns what it said."""
-    keys = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-    environment = clean_environment(LABKIT_WORKSPACE=str(labs_run.workspace.root), PYTHONPATH=str(ROOT), **keys)
+def run(
+    labs_run: LabsRun, bare: Any, shared_hub: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., str]:
+    """The command line with keys for all places, in the labs' workspace; returns what it said."""
+    use_hub(monkeypatch, shared_hub)
 
-    def run(*words: str) -> str:
-        command = [sys.executable, "-m", "labkit.ops.cli", *words]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    def said(*words: str) -> str:
+        where = {"LABKIT_WORKSPACE": str(labs_run.workspace.root), "PYTHONPATH": str(ROOT)}
+        done = labkit(*words, env=clean_environment(**where), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
-    return run
+    return said
 
 
 @pytest.mark.parametrize("target", ["published/fp8-dynamic", f"s3://{BUCKET}/models/fp8", "hub:workshop/tiny-fp8"])
 def test_a_labs_checkpoint_goes_out_and_comes_back_identical(
-    target: str, labkit: Callable[..., str], labs_run: LabsRun, tmp_path: Path
+    target: str, run: Run, labs_run: LabsRun, tmp_path: Path
 ) -> None:
-    said = labkit("publish", "fp8-dynamic", target) + labkit("fetch", target, "copy")
+    said = run("publish", "fp8-dynamic", target) + run("fetch", target, "copy")
     sent = verify_manifest(labs_run.workspace.checkpoint("fp8-dynamic"))
     came = verify_manifest(tmp_path / "copy")
     card = came["files"].pop("README.md")
@@ -55,26 +49,18 @@ def test_a_labs_checkpoint_goes_out_and_comes_back_identical(
     assert TOKEN not in said
 
 
-@pytest.mark.parametrize("target", [f"s3://{BUCKET}/from-a-lab", "hub:workshop/from-a-lab"])
-def test_keys_turn_up_nowhere_in_a_workspace_that_published(
-    target: str, labkit: Callable[..., str], labs_run: LabsRun, tmp_path: Path
-) -> None:
+def test_keys_turn_up_nowhere_in_a_workspace_that_published(run: Run, labs_run: LabsRun, tmp_path: Path) -> None:
     """Notebooks, logs, reports, cards, ledger: with keys in the environment of the lab that publishes."""
-    workspace, output = tmp_path / "workspace", tmp_path / "out"
+    workspace, output, target = tmp_path / "workspace", tmp_path / "out", "hub:workshop/from-a-lab"
     workspace.mkdir()
     for part in ("checkpoints", "results"):  # read only; the ledger is written to
         os.symlink(labs_run.workspace.root / part, workspace / part)
     shutil.copy(labs_run.workspace.ledger.path, workspace)
-    words = ("run", "07", "--workspace", str(workspace), "--output", str(output))
-    labkit(*words, "-p", "target", target)
-    labkit("fetch", target, "from-a-lab")
+    run("run", "07", "--workspace", str(workspace), "--output", str(output), "-p", "target", target)
+    run("fetch", target, "from-a-lab")
     assert (tmp_path / "from-a-lab" / MANIFEST).is_file()
-    looked_at = set()
-    for path in [*workspace.rglob("*"), *output.rglob("*"), *(tmp_path / "from-a-lab").rglob("*")]:
-        if path.is_file():
-            looked_at.add(path.name)
-            content = path.read_bytes()
-            assert CANARY.encode() not in content, path
-            assert TOKEN.encode() not in content, path
+    places = (workspace, output, tmp_path / "from-a-lab")
+    contents = {path: path.read_bytes() for place in places for path in place.rglob("*") if path.is_file()}
+    assert [path for path, data in contents.items() if CANARY.encode() in data or TOKEN.encode() in data] == []
     kinds = {"07_publish.ipynb", "07_publish.html", "07_publish.log", "report.json", "report.html", "junit.xml"}
-    assert looked_at >= kinds | {"ledger.jsonl", "README.md", "recipe.yaml", "model.safetensors", MANIFEST}
+    assert {path.name for path in contents} >= kinds | {"ledger.jsonl", "README.md", "recipe.yaml", MANIFEST}

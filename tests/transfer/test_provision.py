@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +13,15 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi
 
-from labkit.calibration import calibration_set
+from labkit.behaviour import held_out_rows
 from labkit.checkpoint import load_tokenizer
-from labkit.manifest import verify_manifest
+from labkit.data import calibration_set
+from labkit.files import verify_manifest
 from labkit.ops.provision import data_lacks, uses
-from labkit.perplexity import held_out_rows
 from labkit.profiles import TINY, WORKBENCH
-from tests.conftest import ROOT, clean_environment
+from tests.conftest import clean_environment
 from tests.models import make_model
-from tests.transfer.conftest import BUCKET, Store, hub_stand_in
+from tests.transfer.conftest import BUCKET, Store, hub_stand_in, labkit, use_hub
 from tests.transfer.hub_stand_in import TOKEN
 
 ROWS = 1200
@@ -61,9 +60,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     with hub_stand_in(tmp_path_factory.mktemp("hub")) as found:
         folder = make_model(tmp_path_factory.mktemp("made") / "model", "qwen2")
         (folder / "pytorch_model.bin").write_bytes(b"a pickle")
-        script = "import sys; from tests.transfer.test_provision import fill; fill(sys.argv[1])"
-        environment = in_the_hub(found, folder.parent)
-        subprocess.run([sys.executable, "-c", script, str(folder)], cwd=ROOT, env=environment, check=True)
+        with pytest.MonkeyPatch.context() as patch:
+            use_hub(patch, found)
+            fill(HfApi(endpoint=found.url, token=TOKEN), folder)
         yield found
 
 
@@ -72,11 +71,8 @@ def in_the_hub(hub: Store, home: Path) -> dict[str, str]:
     return clean_environment(**keys, HF_HUB_OFFLINE="0", HF_DATASETS_OFFLINE="0", HF_HUB_DISABLE_PROGRESS_BARS="1")
 
 
-def fill(model: str) -> None:
-    """Uploads all of it with the hub's own client, in a process of its own (its endpoint is read at import)."""
-    import gzip
-
-    api = HfApi()
+def fill(api: HfApi, model: Path) -> None:
+    """Uploads all of it with the hub's own client."""
     api.create_repo(WORKBENCH.model)
     api.upload_folder(repo_id=WORKBENCH.model, folder_path=model)
     for name, (config, splits, row) in SETS.items():
@@ -90,17 +86,14 @@ def fill(model: str) -> None:
             api.upload_file(path_or_fileobj=data, path_in_repo=path, repo_id=name, repo_type="dataset")
 
 
-def labkit(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "labkit.ops.cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-
-
 @pytest.fixture(scope="module")
 def provided(hub: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `labkit fetch --profile workbench FOLDER` makes."""
     home = tmp_path_factory.mktemp("home")
     folder = home / "everything"
-    done = labkit(in_the_hub(hub, home), "fetch", "--profile", "workbench", str(folder), "--workspace", str(home / "w"))
+    done = labkit(
+        "fetch", "--profile", "workbench", str(folder), "--workspace", str(home / "w"), env=in_the_hub(hub, home)
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Verified" in done.stdout
     assert "ptb_test" in done.stdout, "what no hub has is said"
@@ -129,15 +122,15 @@ def test_labs_read_it_without_a_hub(provided: Path, tmp_path: Path) -> None:
             assert [len(row.ids) for row in found] == [64, 64]
 
 
-def test_fetching_again_leaves_it_alone_and_a_damaged_file_is_brought_again(
+def test_fetching_again_leaves_it_alone_and_a_damaged_file_is_fetched_again(
     provided: Path, hub: Store, tmp_path: Path
 ) -> None:
     words = ("fetch", "--profile", "workbench", str(provided), "--workspace", str(tmp_path / "w"))
-    assert "data: is there, and whole" in labkit(in_the_hub(hub, provided.parent), *words).stdout
+    assert "data: is there, and whole" in labkit(*words, env=in_the_hub(hub, provided.parent)).stdout
     gsm8k = provided / "data" / "gsm8k_test.jsonl"
     whole = gsm8k.read_bytes()
     gsm8k.write_bytes(b"x" + whole[1:])
-    assert "bringing it again" in labkit(in_the_hub(hub, provided.parent), *words).stdout
+    assert "fetching it again" in labkit(*words, env=in_the_hub(hub, provided.parent)).stdout
     assert gsm8k.read_bytes() == whole
 
 
@@ -148,39 +141,37 @@ def test_it_goes_to_a_bucket_too_and_the_doctor_finds_it_there(
     environment = in_the_hub(hub, provided.parent)
     environment |= {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
     place = f"s3://{BUCKET}/cluster"
-    done = labkit(environment, "fetch", "--profile", "workbench", place, "--workspace", str(tmp_path / "w"))
+    done = labkit("fetch", "--profile", "workbench", place, "--workspace", str(tmp_path / "w"), env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     offline = environment | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
     words = ("doctor", "--json", "--profile", "workbench", "--workspace", str(tmp_path / "w"))
-    found = json.loads(labkit(offline, *words, "-p", "model", f"{place}/model", "-p", "data", f"{place}/data").stdout)
+    words += ("-p", "model", f"{place}/model", "-p", "data")
+    found, lost = (json.loads(labkit(*words, f"{place}/{data}", env=offline).stdout) for data in ("data", "nothing"))
     assert found["model"]["weight_bytes"] > 0
     assert not [lack for lack in found["in_the_way"] if "data" in lack or "model" in lack]
-    lost = json.loads(labkit(offline, *words, "-p", "model", f"{place}/model", "-p", "data", f"{place}/nothing").stdout)
     assert any("can't be read" in lack for lack in lost["in_the_way"])
 
 
 def test_the_doctor_says_what_a_data_folder_lacks(provided: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "gsm8k_test.jsonl").write_text("{}\n")
-    found = data_lacks(WORKBENCH, str(tmp_path / "data"))
-    assert any("calibration rows" in lack for lack in found)
-    assert any("ifeval" in lack for lack in found)
-    assert any("lab 06's texts" in lack for lack in found)
-    assert not any("gsm8k_test" in lack for lack in found)
+    found = "\n".join(data_lacks(WORKBENCH, str(tmp_path / "data")))
+    assert all(what in found for what in ("calibration rows", "ifeval", "lab 06's texts"))
+    assert "gsm8k_test" not in found
     assert "can't be read" in data_lacks(WORKBENCH, str(tmp_path / "none"))[0]
 
 
-def test_what_can_not_be_had_is_an_error_and_the_tiny_profile_needs_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("profile", "place", "code", "said"),
+    [
+        ("workbench", "{here}/x", 1, "can't be reached"),
+        (TINY.name, "{here}/x", 2, "needs no hub"),
+        ("workbench", "hub:a/b", 2, "is one repository"),  # before the model is asked for
+    ],
+)
+def test_what_can_not_be_had_is_an_error(tmp_path: Path, profile: str, place: str, code: int, said: str) -> None:
     lost = clean_environment(HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "hf"))
-    done = labkit(lost, "fetch", "--profile", "workbench", str(tmp_path / "x"), "--workspace", str(tmp_path / "w"))
-    assert done.returncode == 1
-    assert "can't be reached" in done.stderr
+    words = ("fetch", "--profile", profile, place.format(here=tmp_path), "--workspace", str(tmp_path / "w"))
+    done = labkit(*words, env=lost)
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
     assert not (tmp_path / "x" / "model").exists()
-    done = labkit(lost, "fetch", "--profile", TINY.name, str(tmp_path / "x"))
-    assert done.returncode == 2
-    assert "needs no hub" in done.stderr
-    done = labkit(lost, "fetch", "one", "two", "--profile", "workbench")
-    assert done.returncode == 2
-    done = labkit(lost, "fetch", "hub:a/b", "--profile", "workbench", "--workspace", str(tmp_path / "w"))
-    assert done.returncode == 2
-    assert "is one repository" in done.stderr, "said before the model is asked for"
