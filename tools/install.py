@@ -69,7 +69,9 @@ def main() -> int:
     indexes = [[], ["--index-url", given.index]] if given.index else [[]]
     ways = [pip(given.python, "install", *EXACTLY, *index) for index in indexes]
     if has_uv(given.locks):
-        uv = [sys.executable, "-m", "uv", "pip", "install", "--python", given.python, *EXACTLY]
+        # Compiled as by pip: where nobody may write into the environment, or PYTHONDONTWRITEBYTECODE is set, as in many
+        # containers, each import would compile its modules anew.
+        uv = [sys.executable, "-m", "uv", "pip", "install", "--python", given.python, "--compile-bytecode", *EXACTLY]
         # Every index counts, as for pip: the hash says that it is the right file.
         ways[:0] = [[*uv, "--index-strategy=unsafe-best-match", *index] for index in indexes]
     environment = {**os.environ, **as_pip_looks(given.python)}
