@@ -333,60 +333,20 @@ def _load(request: Request, context: Context, **more: Any) -> Any:
 def _evaluated(
     lm: Any, request: Request, files: TaskFiles, context: Context, start_seconds: float = 0.0, **about: Any
 ) -> Evaluation:
-    """One call of lm-eval, saved. Its settings are all that moves the score; its samples lie under a digest of them."""
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
-    template = lm.tokenizer.chat_template if request.templated else None
-    if request.templated and not template:
-        raise ValueError(f"the tokenizer of {request.checkpoint} has no chat template; evaluate it without one")
-    task, seed, engine = request.task, context.seed, context.engine
+    """One call of lm-eval, saved: its samples lie under a digest of its settings."""
+    task = request.task
     if task.name == "ifeval":
-        about["sentence_splitter"] = find_sentence_splitter(context)
+        about["sentence_splitter"] = find_sentence_splitter(context)  # and lm-eval finds it, too
     began = time.monotonic()
-    with task_file(task, request.examples, files) as path:
-        found = lm_eval.simple_evaluate(
-            model=lm,
-            tasks=[path],
-            task_manager=TaskManager(include_defaults=False),
-            limit=request.rows,
-            apply_chat_template=request.templated,
-            fewshot_as_multiturn=request.templated,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
+    found = _simple_evaluate(lm, request, files, context.seed)
     seconds = time.monotonic() - began
     metrics = {k: v for k, v in found["results"][task.name].items() if "," in k and isinstance(v, (int, float))}
     judged = [s for s in found["samples"][task.name] if s["filter"] == task.filter]
     figure = f"{task.metric},{task.filter}"
     if figure not in metrics or not judged:
         raise KeyError(f"task {task.name} gave no {figure}; it gave {', '.join(sorted(metrics))}")
-    generation = json.loads(json.dumps(found["configs"][task.name].get("generation_kwargs") or {}, default=str))
-    if task.kind == "accuracy":
-        generation.setdefault("max_gen_toks", lm.max_gen_toks)
-    settings = {
-        "task": task.name,
-        "task_version": found["versions"].get(task.name),
-        "filter": task.filter,
-        "backend": request.backend,
-        "num_fewshot": request.examples,
-        "fewshot_as_multiturn": request.templated,
-        "limit": request.rows,
-        "seed": seed,
-        "chat_template": hashlib.sha256(str(template).encode()).hexdigest()[:12] if template else "none",
-        "add_bos": request.adds_bos,
-        "double_bos": request.double_bos,
-        "bos_at_start": _bos_at_start(lm, request, judged[0]["arguments"][0][0]),
-        "generation": generation,
-        "max_model_len": engines.model_length(request.checkpoint, engine),
-        "dtype": engines.number_type(engine, request.checkpoint),
-        "enforce_eager": engine.enforce_eager,
-        "kv_cache_dtype": request.kv_cache_dtype,
-        "data": files.data,
-        **about,
-    }
+    first = judged[0]["arguments"][0][0]
+    settings = _settings(lm, request, found, context, first) | {"data": files.data, **about}
     digest = hashlib.sha256(json.dumps([str(request.checkpoint), settings], sort_keys=True).encode()).hexdigest()
     cache = lm.model.llm_engine.vllm_config.cache_config if request.backend == "vllm" else None
     samples = [_sample(s, task.metric, task.kind) for s in judged]
@@ -405,6 +365,57 @@ def _evaluated(
     )
     save_evaluation(evaluation, samples)
     return evaluation
+
+
+def _simple_evaluate(lm: Any, request: Request, files: TaskFiles, seed: int) -> dict[str, Any]:
+    """What lm-eval itself gives."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    if request.templated and not lm.tokenizer.chat_template:
+        raise ValueError(f"the tokenizer of {request.checkpoint} has no chat template; evaluate it without one")
+    with task_file(request.task, request.examples, files) as path:
+        found: dict[str, Any] = lm_eval.simple_evaluate(
+            model=lm,
+            tasks=[path],
+            task_manager=TaskManager(include_defaults=False),
+            limit=request.rows,
+            apply_chat_template=request.templated,
+            fewshot_as_multiturn=request.templated,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    return found
+
+
+def _settings(lm: Any, request: Request, found: dict[str, Any], context: Context, first: str) -> dict[str, Any]:
+    """All that moves a score. found: what lm-eval gave; first: the first row's prompt."""
+    task, engine = request.task, context.engine
+    generation = json.loads(json.dumps(found["configs"][task.name].get("generation_kwargs") or {}, default=str))
+    if task.kind == "accuracy":
+        generation.setdefault("max_gen_toks", lm.max_gen_toks)
+    template = lm.tokenizer.chat_template if request.templated else None
+    return {
+        "task": task.name,
+        "task_version": found["versions"].get(task.name),
+        "filter": task.filter,
+        "backend": request.backend,
+        "num_fewshot": request.examples,
+        "fewshot_as_multiturn": request.templated,
+        "limit": request.rows,
+        "seed": context.seed,
+        "chat_template": hashlib.sha256(str(template).encode()).hexdigest()[:12] if template else "none",
+        "add_bos": request.adds_bos,
+        "double_bos": request.double_bos,
+        "bos_at_start": _bos_at_start(lm, request, first),
+        "generation": generation,
+        "max_model_len": engines.model_length(request.checkpoint, engine),
+        "dtype": engines.number_type(engine, request.checkpoint),
+        "enforce_eager": engine.enforce_eager,
+        "kv_cache_dtype": request.kv_cache_dtype,
+    }
 
 
 def _sample(sample: Mapping[str, Any], metric: str, kind: str) -> Sample:
