@@ -108,7 +108,7 @@ class Lab:
         """Judges what a quantize made, before anything uses it: scheme ("" if nothing is quantized), finite values,
         GPTQ where it was asked for, the same when it is loaded again, accepted by vLLM, and the memory back.
         """
-        findings = [f for f in checkpoint.lint(job.final) if "does not run here" not in f.what]
+        findings = [finding for finding in checkpoint.lint(job.final) if not finding.of_machine]
         for check in checks.quantized(job, checkpoint.inspect(job.final, values=True), findings, scheme):
             self.check(*check)
 

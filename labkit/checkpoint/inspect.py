@@ -289,11 +289,15 @@ def not_finite(tensors: Iterable[TensorInfo]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Finding:
-    """error: it will not load, or will compute something else. warning: it loads, and something is worth knowing."""
+    """error: it will not load, or will compute something else. warning: it loads, and something is worth knowing.
+
+    of_machine: it is this machine that can't, and another one may.
+    """
 
     level: Literal["error", "warning"]
     what: str
     fix: str
+    of_machine: bool = False
 
 
 error, warning = partial(Finding, "error"), partial(Finding, "warning")
@@ -372,7 +376,7 @@ def _hardware(found: Inspection, build: Build, machine: Machine | None) -> Itera
             continue
         answer = capability(scheme, machine, build)
         if answer.verdict == "no":
-            yield error(f"{scheme} does not run here: {answer.reason}", answer.alternative)
+            yield error(f"{scheme} does not run here: {answer.reason}", answer.alternative, of_machine=True)
         elif answer.verdict != "native":
             yield warning(f"{scheme} is {answer.verdict} here: {answer.reason}", answer.alternative)
 

@@ -86,7 +86,7 @@ def recipe_of(variant: str) -> Recipe:
 def quantize(lab: Lab, variant: str, store: Address | None = None) -> Figures:
     """Makes a variant by its recipe, checks it as the labs do, and uploads it to the store. Of the baseline: nothing.
 
-    Raises CheckFailed for a checkpoint that the labs would not pass: GPTQ that fell back, a scheme that vLLM refuses.
+    Raises CheckFailed for a checkpoint that the labs would not pass: GPTQ that fell back, one that vLLM takes nowhere.
     """
     from llmcompressor.entrypoints.oneshot import oneshot
 

@@ -142,7 +142,7 @@ class Server:
         try:
             connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {self.key}"})
             return any(model["id"] == self.model for model in json.load(connection.getresponse())["data"])
-        except (OSError, http.client.HTTPException, ValueError, KeyError):
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
             return False
         finally:
             connection.close()
